@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Types of the C++ core. What lies here may change between versions: use the `paged` package."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from paged.outputs import FinishReason
+
+Int32Array = npt.NDArray[np.int32]
+
+class InternalError(RuntimeError):
+    """A bug in paged. The engine that meets one fails and must be rebuilt."""
+
+class EngineClosedError(RuntimeError):
+    """The engine was closed, or is used in a process forked from the one that made it."""
+
+class ThreadPool:
+    def __init__(self, num_threads: int) -> None: ...
+    @property
+    def num_threads(self) -> int: ...
+
+class Value:
+    def __init__(self, *, offset: int, rows: str, cols: int, row_stride: int, dtype: str) -> None: ...
+
+class Program:
+    def __init__(
+        self, *, num_layers: int, num_kv_heads: int, head_dim: int, dtype: str, arena_bytes: int, max_tokens: int,
+        max_logits_rows: int, vocab_size: int, max_positions: int,
+    ) -> None: ...
+    def add_matrix(
+        self, data: npt.NDArray[np.uint8], *, type: str, rows: int, cols: int, row_order: Int32Array | None,
+        threads: ThreadPool,
+    ) -> int: ...
+    def add_vector(self, values: npt.NDArray[np.float32]) -> int: ...
+    def add_op(
+        self, kind: str, *, inputs: Sequence[Value], outputs: Sequence[Value], matrices: Sequence[int], vector: int,
+        attributes: dict[str, float | int | bool | str],
+    ) -> None: ...
+    @property
+    def matrix_bytes(self) -> list[int]: ...
+    @property
+    def weight_bytes(self) -> int: ...
+
+class ProgramExecutor:
+    def __init__(
+        self, *, program: Program, max_seq_len: int, num_blocks: int, block_size: int, threads: ThreadPool
+    ) -> None: ...
+    def run(
+        self, *, token_ids: Int32Array, positions: Int32Array, slot_mapping: Int32Array, query_start: Int32Array,
+        seq_lens: Int32Array, block_tables: Int32Array, logits_rows: Int32Array,
+    ) -> npt.NDArray[np.float32]: ...
+    def set_profiling(self, enabled: bool) -> None: ...
+    @property
+    def op_seconds(self) -> list[float]: ...
+    @property
+    def kv_cache_bytes(self) -> int: ...
+    @property
+    def workspace_bytes(self) -> int: ...
+
+class PythonExecutor(Protocol):
+    """What may stand in for a ProgramExecutor: it is called on the engine thread, with the GIL."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def run(self) -> Callable[..., npt.NDArray[np.float32]]: ...
+    @property
+    def copy_blocks(self) -> Callable[[Int32Array, Int32Array], None]: ...
+
+class SamplingParams:
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int
+    max_tokens: int
+    min_tokens: int
+    stop_token_ids: Sequence[int]
+    stop: Sequence[bytes]
+    include_stop_str_in_output: bool
+    def __init__(self) -> None: ...
+
+class Request:
+    @property
+    def id(self) -> int: ...
+    @property
+    def finished(self) -> bool: ...
+    @property
+    def error(self) -> str: ...
+    @property
+    def num_cached_tokens(self) -> int: ...
+    @property
+    def timings(self) -> tuple[float, float]: ...
+    def wait(self, timeout: float | None = None) -> bool: ...
+    def wait_finished(self, timeout: float | None = None) -> bool: ...
+    def take(self) -> tuple[str, list[int], FinishReason | None]: ...
+
+class TokenTable:
+    def __init__(self, bytes: bytes, offsets: Sequence[int] | npt.NDArray[np.int64]) -> None: ...
+
+class SchedulerConfig:
+    num_blocks: int
+    block_size: int
+    max_num_sequences: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    enable_prefix_caching: bool
+    def __init__(self) -> None: ...
+
+class EngineStats:
+    @property
+    def num_steps(self) -> int: ...
+    @property
+    def num_preemptions(self) -> int: ...
+    @property
+    def num_cached_tokens(self) -> int: ...
+    @property
+    def num_waiting(self) -> int: ...
+    @property
+    def num_running(self) -> int: ...
+    @property
+    def num_free_blocks(self) -> int: ...
+    @property
+    def num_finished(self) -> int: ...
+
+class Engine:
+    def __init__(
+        self, *, config: SchedulerConfig, executor: ProgramExecutor | PythonExecutor, threads: ThreadPool,
+        token_table: TokenTable | None,
+    ) -> None: ...
+    def submit(
+        self, prompt: Sequence[int], sampling: SamplingParams, priority: int = 0, cache_salt: str = ""
+    ) -> Request: ...
+    def cancel(self, id: int) -> None: ...
+    def close(self) -> None: ...
+    @property
+    def closed(self) -> bool: ...
+    @property
+    def stats(self) -> EngineStats: ...

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `paged inspect` prints: what a model consists of, and where the time of a decode step goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from paged import _C
+from paged.config import EngineOptions
+from paged.loading.checkpoint import open_checkpoint
+from paged.loading.resolve import resolve
+from paged.model_config import ModelConfig
+from paged.models import record
+from paged.program.ir import Program
+from paged.program.listing import listing
+from paged.program.native import compile_program
+from paged.program.passes import fuse
+from paged.program.plan import plan
+
+_CONTEXT = 128  # tokens in the cache while a decode step is timed
+_STEPS = 20
+
+
+def inspect(model: str | Path, *, show_program: bool, dtype: str = "auto", num_threads: int | None = None) -> str:
+    """Loads the model and describes it; with `show_program` also every op, its shape, its bytes and its median time in
+    a decode step of one sequence with 128 tokens of context."""
+    options = EngineOptions(dtype=dtype, num_threads=num_threads)
+    path = resolve(model)
+    with open_checkpoint(path) as checkpoint:
+        config = ModelConfig.from_hf(checkpoint.config)
+        program = fuse(record(config, options.resolve_dtype(checkpoint.dtype)))
+        threads = _C.ThreadPool(options.resolve_num_threads())
+        arena = plan(program, max_tokens=_CONTEXT, max_logits_rows=1)
+        native = compile_program(program, arena, checkpoint, threads, max_model_len=2 * _CONTEXT)
+    summary = (
+        f"{path}\n{config.architecture}, {config.num_layers} layers, weights {native.weight_bytes / 1e6:.1f} MB as packed, "
+        f"{program.dtype} activations, {_C.ops.isa()} kernels, {threads.num_threads} threads"
+    )
+    if not show_program:
+        return summary
+    matrices = [spec.name for spec in program.weights if spec.kind == "matrix"]
+    weight_bytes = dict(zip(matrices, native.matrix_bytes, strict=True))
+    seconds = _decode_seconds(program, native, threads)
+    title = f"one decode step, {_CONTEXT} tokens of context (median of {_STEPS})"
+    return f"{summary}\n{title}\n\n{listing(program, plan=arena, seconds=seconds, weight_bytes=weight_bytes)}"
+
+
+def _decode_seconds(program: Program, native: _C.Program, threads: _C.ThreadPool) -> list[float]:
+    block_size = 16
+    executor = _C.ProgramExecutor(
+        program=native, max_seq_len=2 * _CONTEXT, num_blocks=2 * _CONTEXT // block_size, block_size=block_size,
+        threads=threads,
+    )  # fmt: skip
+    _run(executor, 0, _CONTEXT, block_size)
+    samples = []
+    for _ in range(_STEPS + 1):
+        executor.set_profiling(True)
+        _run(executor, _CONTEXT, 1, block_size)
+        samples.append(executor.op_seconds)
+    return [float(second) for second in np.median(np.array(samples[1:]), axis=0)]
+
+
+def _run(executor: _C.ProgramExecutor, position: int, query_len: int, block_size: int) -> None:
+    """A step of one sequence whose block table is 0, 1, 2, ..., so that a slot is a position."""
+    positions = np.arange(position, position + query_len, dtype=np.int32)
+    executor.run(
+        token_ids=np.ones(query_len, np.int32), positions=positions, slot_mapping=positions,
+        query_start=np.array([0, query_len], np.int32), seq_lens=np.array([position + query_len], np.int32),
+        block_tables=np.arange(2 * _CONTEXT // block_size, dtype=np.int32)[None],
+        logits_rows=np.array([query_len - 1], np.int32),
+    )  # fmt: skip

@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`LLM`: a model and its engine inside this process."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, overload
+
+from paged import _C
+from paged.config import EngineOptions
+from paged.outputs import Completion, Timings
+from paged.sampling import SamplingParams
+from paged.stream import Stream
+
+TokenIds = list[int]
+Prompt = str | TokenIds
+Messages = Sequence[Mapping[str, Any]]
+
+_MAX_INT32 = 2**31 - 1
+
+
+class LLM:
+    """A model, its KV cache and the thread that steps it. Use it as a context manager, or call `close()`.
+
+    Safe to use from any number of threads. No child processes, no signal handlers; generating never waits for the GIL.
+
+    Args:
+        model: a short name (`paged pull --list`), a `.gguf` file, a Hugging Face folder, or a Hub id "org/name".
+        dtype: of activations and KV cache: "float32", "bfloat16", "float16", or "auto": the checkpoint's own
+            (float32 for quantised GGUF files).
+        device: "cpu", or "torch" / "torch:<device>" to run the same program with torch on any of its devices.
+        num_threads: threads of the CPU backend; None: the physical cores this process may use.
+        kv_cache_bytes: size of the KV pool; None: what can be used, at most a quarter of the free memory and 4 GiB.
+        max_model_len: longest sequence, prompt and answer together; None: the model's own.
+        max_num_sequences: sequences that run at once.
+        max_num_batched_tokens: tokens of one step; longer prompts are computed in chunks.
+        block_size: tokens of a KV block, a power of two up to 256.
+        enable_prefix_caching: keep computed blocks and reuse them for prompts with the same beginning.
+        seed: where requests without a seed of their own get theirs from.
+
+    Raises:
+        ValueError, TypeError: an option or a checkpoint that cannot be used, with what arrived and what is expected.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        dtype: str = "auto",
+        device: str = "cpu",
+        num_threads: int | None = None,
+        kv_cache_bytes: int | None = None,
+        max_model_len: int | None = None,
+        max_num_sequences: int = 64,
+        max_num_batched_tokens: int = 512,
+        block_size: int = 16,
+        enable_prefix_caching: bool = True,
+        seed: int = 0,
+    ) -> None:
+        from paged.assembly import assemble
+
+        self._engine: _C.Engine | None = None
+        options = EngineOptions(
+            dtype=dtype, device=device, num_threads=num_threads, kv_cache_bytes=kv_cache_bytes,
+            max_model_len=max_model_len, max_num_sequences=max_num_sequences,
+            max_num_batched_tokens=max_num_batched_tokens, block_size=block_size,
+            enable_prefix_caching=enable_prefix_caching, seed=seed,
+        )  # fmt: skip
+        parts = assemble(model, options)
+        self._engine = parts.engine
+        self._description = parts.description
+        self._chat_template = parts.chat_template
+        self._seed = seed
+        self._submission = itertools.count()  # next() is atomic: requests come from any thread
+        self.tokenizer = parts.tokenizer
+        self.max_model_len = parts.max_model_len
+
+    # -- generating ----------------------------------------------------------------------------------------------
+
+    @overload
+    def generate(
+        self, prompts: str | TokenIds, sampling_params: SamplingParams | None = None, *, use_tqdm: bool = True,
+        priority: int = 0,
+    ) -> Completion: ...  # fmt: skip
+    @overload
+    def generate(
+        self, prompts: Sequence[str] | Sequence[TokenIds],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None, *, use_tqdm: bool = True,
+        priority: int | Sequence[int] = 0,
+    ) -> list[Completion]: ...  # fmt: skip
+    def generate(
+        self,
+        prompts: str | TokenIds | Sequence[str] | Sequence[TokenIds],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        priority: int | Sequence[int] = 0,
+    ) -> Completion | list[Completion]:
+        """Generates for one prompt (a string or token ids) or for many, and waits for all.
+
+        Args:
+            prompts: one prompt gives one `Completion`; a sequence of prompts gives a list in the same order.
+            sampling_params: for all prompts, or one for each; None: `SamplingParams()`.
+            use_tqdm: a progress bar while several prompts run.
+            priority: lower is more urgent; for all prompts, or one for each.
+
+        Raises:
+            ValueError: a prompt or parameter that can never run; nothing is generated then. A request that fails later
+                fails alone: its `Completion` has finish_reason "error" and says why.
+        """
+        if _is_single(prompts):
+            if not isinstance(sampling_params, SamplingParams | None) or not isinstance(priority, int):
+                raise TypeError("one prompt takes one SamplingParams and one priority")
+            prompt: Any = prompts
+            return self._run([prompt], [sampling_params], [priority], use_tqdm=False)[0]
+        count = len(prompts)
+        params = _one_for_each("sampling_params", sampling_params, count)
+        return self._run(list(prompts), params, _one_for_each("priority", priority, count), use_tqdm=use_tqdm)
+
+    def stream(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, priority: int = 0
+    ) -> Stream:
+        """Yields chunks of text and token ids as they come: whole characters, several tokens at once when the reader
+        is slower than the engine. Dropping or closing the stream cancels the request."""
+        request, _ = self._submit(prompt, sampling_params, priority)
+        return Stream(self._running_engine(), request)
+
+    @overload
+    def chat(
+        self, messages: Messages, sampling_params: SamplingParams | None = None, *, stream: Literal[False] = False
+    ) -> Completion: ...
+    @overload
+    def chat(
+        self, messages: Messages, sampling_params: SamplingParams | None = None, *, stream: Literal[True]
+    ) -> Stream: ...
+    def chat(
+        self, messages: Messages, sampling_params: SamplingParams | None = None, *, stream: bool = False
+    ) -> Completion | Stream:
+        """Answers a conversation, `[{"role": "user", "content": "..."}, ...]`, through the model's own template.
+
+        Raises:
+            ValueError: the model has no chat template, or its template refuses the messages.
+        """
+        token_ids = self.render_chat(messages)
+        if stream:
+            return self.stream(token_ids, sampling_params)
+        return self.generate(token_ids, sampling_params)
+
+    def render_chat(self, messages: Messages) -> TokenIds:
+        """The token ids of a conversation, up to where the assistant's answer begins."""
+        if self._chat_template is None:
+            raise ValueError("this model has no chat template: use generate() with a prompt of your own")
+        text = self._chat_template.render(messages, add_generation_prompt=True)
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self._chat_template is not None
+
+    # -- lifetime ------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Ends what runs as "cancelled", joins the thread and gives all memory back. May be called again."""
+        if self._engine is not None:
+            self._engine.close()
+
+    @property
+    def closed(self) -> bool:
+        return self._engine is None or self._engine.closed
+
+    @property
+    def stats(self) -> _C.EngineStats:
+        """Counters of the engine: steps, preemptions, cached tokens, waiting, running, free blocks, finished."""
+        return self._running_engine().stats
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"LLM({'closed, ' if self.closed else ''}{getattr(self, '_description', 'not loaded')})"
+
+    # -- inside --------------------------------------------------------------------------------------------------
+
+    def _running_engine(self) -> _C.Engine:
+        if self._engine is None:
+            raise _C.EngineClosedError("the engine was never made")
+        return self._engine
+
+    def _submit(self, prompt: Prompt, params: SamplingParams | None, priority: int) -> tuple[_C.Request, int]:
+        if isinstance(prompt, str):
+            token_ids = self.tokenizer.encode(prompt, add_special_tokens=True)
+        else:
+            token_ids = _check_token_ids(prompt)
+        sampling = self._native_params(params or SamplingParams())
+        return self._running_engine().submit(token_ids, sampling, priority), len(token_ids)
+
+    def _native_params(self, params: SamplingParams) -> _C.SamplingParams:
+        if not isinstance(params, SamplingParams):
+            raise TypeError(f"expected SamplingParams, got {params!r}")
+        native = _C.SamplingParams()
+        native.temperature = params.temperature
+        native.top_p = params.top_p
+        native.top_k = params.top_k
+        native.seed = self._request_seed(params.seed)
+        native.max_tokens = params.max_tokens or _MAX_INT32
+        native.min_tokens = params.min_tokens
+        eos = set() if params.ignore_eos else set(self.tokenizer.eos_token_ids)
+        native.stop_token_ids = sorted(eos.union(params.stop_token_ids))
+        native.stop = [text.encode() for text in params.stop]
+        native.include_stop_str_in_output = params.include_stop_str_in_output
+        return native
+
+    def _request_seed(self, seed: int | None) -> int:
+        if seed is not None:
+            return seed % 2**64
+        return (self._seed * 0x9E3779B97F4A7C15 + next(self._submission) * 0xD1B54A32D192ED03) % 2**64
+
+    def _run(
+        self, prompts: Sequence[Prompt], params: Sequence[SamplingParams | None], priorities: Sequence[int],
+        *, use_tqdm: bool,
+    ) -> list[Completion]:  # fmt: skip
+        requests: list[tuple[_C.Request, int]] = []
+        try:
+            for index, (prompt, sampling, priority) in enumerate(zip(prompts, params, priorities, strict=True)):
+                try:
+                    requests.append(self._submit(prompt, sampling, priority))
+                except (TypeError, ValueError) as error:
+                    if len(prompts) == 1:
+                        raise
+                    raise type(error)(f"prompt {index} of {len(prompts)}: {error}") from error
+            self._wait_all([request for request, _ in requests], use_tqdm)
+        except BaseException:
+            for request, _ in requests:
+                self._running_engine().cancel(request.id)
+            raise
+        return [_completion(request, num_prompt_tokens) for request, num_prompt_tokens in requests]
+
+    def _wait_all(self, requests: Sequence[_C.Request], use_tqdm: bool) -> None:
+        if not use_tqdm or len(requests) < 2:
+            for request in requests:
+                request.wait_finished()
+            return
+        from tqdm import tqdm
+
+        with tqdm(total=len(requests), desc="generating", unit="prompt", dynamic_ncols=True, file=sys.stderr) as bar:
+            waiting = list(requests)
+            while waiting:
+                waiting[0].wait_finished(0.1)
+                still = [request for request in waiting if not request.finished]
+                bar.update(len(waiting) - len(still))
+                waiting = still
+
+
+def _completion(request: _C.Request, num_prompt_tokens: int) -> Completion:
+    text, token_ids, reason = request.take()
+    first, total = request.timings
+    timings = Timings(first if first >= 0 else None, total if total >= 0 else None)
+    error = request.error or None
+    return Completion(text, token_ids, reason, num_prompt_tokens, request.num_cached_tokens, timings, error)
+
+
+def _is_single(prompts: object) -> bool:
+    if isinstance(prompts, str):
+        return True
+    if not isinstance(prompts, Sequence):
+        raise TypeError(f"prompts must be a string, token ids, or a list of either, got {type(prompts).__name__}")
+    return len(prompts) > 0 and isinstance(prompts[0], int)
+
+
+def _check_token_ids(prompt: object) -> TokenIds:
+    if not isinstance(prompt, Sequence):
+        raise TypeError(f"a prompt is a string or a list of token ids, got {type(prompt).__name__}")
+    for index, token in enumerate(prompt):
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token <= _MAX_INT32:
+            raise ValueError(f"a prompt is a string or a list of token ids, got {token!r} at position {index}")
+    return list(prompt)
+
+
+def _one_for_each(name: str, given: Any, count: int) -> list[Any]:
+    if isinstance(given, Sequence):
+        if len(given) != count:
+            raise ValueError(f"{count} prompts, but {len(given)} {name}")
+        return list(given)
+    return [given] * count

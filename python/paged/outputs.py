@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a request gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds since the request was submitted; None for what did not happen."""
+
+    first_token_seconds: float | None
+    total_seconds: float | None
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What has come since the last chunk of a stream: whole characters only, several tokens when the reader lags."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason | None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A finished request.
+
+    Attributes:
+        text: the tokens' text, without special tokens, cut before a stop string.
+        token_ids: every generated id, a stop token included.
+        finish_reason: "stop" (a stop id or string), "length" (max_tokens, context or pool), "cancelled", "error".
+        num_prompt_tokens: length of the prompt; num_cached_tokens of them came from the prefix cache.
+        timings: seconds to the first token and to the end.
+        error: what went wrong if finish_reason is "error".
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    timings: Timings
+    error: str | None = None
+
+    def __str__(self) -> str:
+        return self.text

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Conversations to prompts, through the template that comes with a model.
+
+A template is code from a stranger: it runs in Jinja's immutable sandbox, sees plain data only, and its output is
+bounded. It has what Hugging Face's templates expect (transformers, utils/chat_template_utils.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paged.loading.checkpoint import Checkpoint
+from paged.loading.errors import CheckpointError
+from paged.loading.model_folder import file_in, read_json
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+_MAX_TEMPLATE_BYTES = 1 << 20
+_MAX_OUTPUT_CHARACTERS = 1 << 26
+
+
+class ChatTemplateError(ValueError):
+    """A chat template is broken or refuses the conversation; the text has the template's own words."""
+
+
+class ChatTemplate:
+    """One compiled template. Immutable; safe to use from any thread."""
+
+    def __init__(self, text: str, special_tokens: Mapping[str, str] | None = None) -> None:
+        """
+        Args:
+            text: the Jinja source.
+            special_tokens: what templates know by name: bos_token, eos_token, ...
+        Raises:
+            ChatTemplateError: a syntax error.
+        """
+        self.text = text
+        self._special_tokens = dict(special_tokens or {})
+        self._template = _compile(text)
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt of a conversation. Encode it with add_special_tokens=False: it has them.
+
+        Args:
+            messages: `{"role": ..., "content": ...}` each, of plain data.
+            add_generation_prompt: end where the assistant's answer begins.
+            tools: JSON schemas of functions, for templates that know them.
+            variables: more names for the template, such as enable_thinking.
+        Raises:
+            TypeError: what is passed is not plain data. ChatTemplateError: the template refuses or fails.
+        """
+        data = _plain({"messages": list(messages), "tools": tools and list(tools), **(variables or {})})
+        for message in data["messages"]:
+            if not isinstance(message, dict):
+                raise TypeError(f"a message must be a dict with role and content, got {type(message).__name__}")
+        context = self._special_tokens | data | {"add_generation_prompt": add_generation_prompt}
+        return _render(self._template, context)
+
+
+def _compile(text: str) -> Template:
+    from jinja2.exceptions import TemplateSyntaxError
+
+    from paged.text.chat_environment import environment
+
+    try:
+        return environment().from_string(text)
+    except (TemplateSyntaxError, RecursionError) as error:
+        line = f", line {error.lineno}" if isinstance(error, TemplateSyntaxError) else ""
+        raise ChatTemplateError(f"the model's chat template is not valid Jinja{line}: {error}") from error
+
+
+def _render(template: Template, context: dict[str, Any]) -> str:
+    parts = []
+    left = _MAX_OUTPUT_CHARACTERS
+    try:
+        for part in template.generate(context):
+            left -= len(part)
+            if left < 0:
+                raise ChatTemplateError(f"the chat template wrote more than {_MAX_OUTPUT_CHARACTERS} characters")
+            parts.append(part)
+    except ChatTemplateError:
+        raise
+    except Exception as error:  # whatever a stranger's code can raise: jinja2's errors, TypeError, KeyError, ...
+        raise ChatTemplateError(f"the chat template failed: {error} ({type(error).__name__})") from error
+    return "".join(parts)
+
+
+def _plain(value: Any) -> Any:
+    """A copy of JSON-like data; a template could call the methods of anything else."""
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, str):
+        return str.__str__(value)
+    raise TypeError(f"messages, tools and variables must be plain data (dict, list, str, ...), got {value!r}")
+
+
+def load_chat_template(path: str | Path, checkpoint: Checkpoint) -> ChatTemplate | None:
+    """The chat template of the model at `path`, None if it has none.
+
+    Raises CheckpointError if its file is broken, ChatTemplateError if the template is.
+    """
+    path = Path(path)
+    gguf = checkpoint.gguf
+    if gguf is None:
+        config = read_json(path, "tokenizer_config.json") or {}
+        text, special_tokens = _folder_template(path, config), _special_tokens(config)
+    else:
+        from paged.text.gguf_chat import gguf_chat_template
+
+        text, special_tokens = gguf_chat_template(gguf)
+    return None if text is None else ChatTemplate(text, special_tokens)
+
+
+def _folder_template(folder: Path, config: dict[str, Any]) -> str | None:
+    path = file_in(folder, "chat_template.jinja")
+    if path.is_file():
+        if path.stat().st_size > _MAX_TEMPLATE_BYTES:
+            raise CheckpointError(f"{path}: expected at most {_MAX_TEMPLATE_BYTES} bytes, found {path.stat().st_size}")
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{path}: not UTF-8: {error}") from error
+    found = (read_json(folder, "chat_template.json") or config).get("chat_template")
+    if isinstance(found, list):  # several, each with a name
+        named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
+        found = named.get("default")
+    if found is not None and not isinstance(found, str):
+        raise CheckpointError(f"{folder}: chat_template: expected a string, found {json.dumps(found)[:200]}")
+    return found
+
+
+def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
+    """bos_token and the like of tokenizer_config.json: a string each, or an object with the string as content."""
+    found = {}
+    for name, value in config.items():
+        content = value.get("content") if isinstance(value, dict) else value
+        if name.endswith("_token") and isinstance(content, str):
+            found[name] = content
+    return found

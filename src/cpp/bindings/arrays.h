@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+// A step's batch as numpy arrays, both ways.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <array>
+#include <cstdint>
+
+#include "base/check.h"
+#include "ops/batch_view.h"
+
+namespace paged {
+
+using Int32Array = pybind11::array_t<std::int32_t, pybind11::array::c_style | pybind11::array::forcecast>;
+
+// Borrowed views of C++ memory: valid during the call they are handed to.
+inline pybind11::array_t<std::int32_t> borrow(const std::int32_t* data, pybind11::ssize_t size) {
+  return pybind11::array_t<std::int32_t>({size}, {sizeof(std::int32_t)}, data, pybind11::none());
+}
+
+// Keeps the arrays of a hand-made batch alive and views them.
+struct ArrayBatch {
+  Int32Array token_ids, positions, slot_mapping, query_start, seq_lens, block_tables, logits_rows;
+  Int32Array block_table_rows;
+
+  BatchView view() {
+    const auto size = [](const Int32Array& a) { return static_cast<std::int32_t>(a.size()); };
+    BatchView v;
+    v.num_tokens = size(token_ids);
+    v.num_sequences = size(seq_lens);
+    v.num_logits_rows = size(logits_rows);
+    PAGED_CHECK(positions.size() == v.num_tokens && slot_mapping.size() == v.num_tokens &&
+                    query_start.size() == v.num_sequences + 1 && block_tables.ndim() == 2 &&
+                    block_tables.shape(0) == v.num_sequences,
+                "a batch of ", v.num_tokens, " tokens and ", v.num_sequences, " sequences has arrays of other lengths");
+    block_table_rows = Int32Array(v.num_sequences);
+    for (std::int32_t i = 0; i < v.num_sequences; ++i) block_table_rows.mutable_at(i) = i;
+    v.token_ids = token_ids.data();
+    v.positions = positions.data();
+    v.slot_mapping = slot_mapping.data();
+    v.query_start = query_start.data();
+    v.seq_lens = seq_lens.data();
+    v.block_table_rows = block_table_rows.data();
+    v.block_tables = block_tables.data();
+    v.logits_rows = logits_rows.data();
+    v.block_table_stride = static_cast<std::int32_t>(block_tables.shape(1));
+    return v;
+  }
+};
+
+}  // namespace paged

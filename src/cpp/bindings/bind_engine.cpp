@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <chrono>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "bindings/module.h"
+#include "bindings/python_executor.h"
+#include "engine/engine.h"
+#include "exec/program_executor.h"
+
+namespace py = pybind11;
+
+namespace paged {
+namespace {
+
+using Int64Array = py::array_t<std::int64_t, py::array::c_style | py::array::forcecast>;
+using Seconds = std::chrono::duration<double>;
+using Milliseconds = std::chrono::milliseconds;
+
+// Waits without the GIL, in slices short enough that Ctrl-C is felt at once.
+bool wait_interruptibly(Request& request, std::optional<double> timeout, bool until_finished) {
+  constexpr Milliseconds kSlice(100);
+  const auto start = std::chrono::steady_clock::now();
+  while (true) {
+    auto slice = kSlice;
+    if (timeout) {
+      const Seconds left = Seconds(*timeout) - Seconds(std::chrono::steady_clock::now() - start);
+      slice = std::min(kSlice, std::chrono::ceil<Milliseconds>(std::max(left, Seconds(0))));
+    }
+    {
+      const py::gil_scoped_release release;
+      if (until_finished ? request.wait_finished_for(slice) : request.wait_for(slice)) return true;
+    }
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    if (timeout && Seconds(std::chrono::steady_clock::now() - start).count() >= *timeout) return false;
+  }
+}
+
+const char* name_of(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kNone: return "";
+    case FinishReason::kStop: return "stop";
+    case FinishReason::kLength: return "length";
+    case FinishReason::kCancelled: return "cancelled";
+    case FinishReason::kError: return "error";
+  }
+  return "";
+}
+
+py::tuple take(Request& request) {
+  Delta delta = request.take();
+  py::object reason = py::none();
+  if (delta.finish_reason != FinishReason::kNone) reason = py::str(name_of(delta.finish_reason));
+  return py::make_tuple(py::str(delta.text), py::cast(delta.token_ids), reason);
+}
+
+void bind_request(py::module_& module) {
+  py::class_<SamplingParams>(module, "SamplingParams", "Checked and used by Engine.submit; see paged.SamplingParams.")
+      .def(py::init<>())
+      .def_readwrite("temperature", &SamplingParams::temperature)
+      .def_readwrite("top_p", &SamplingParams::top_p)
+      .def_readwrite("top_k", &SamplingParams::top_k)
+      .def_readwrite("seed", &SamplingParams::seed)
+      .def_readwrite("max_tokens", &SamplingParams::max_tokens)
+      .def_readwrite("min_tokens", &SamplingParams::min_tokens)
+      .def_readwrite("stop_token_ids", &SamplingParams::stop_token_ids)
+      .def_readwrite("stop", &SamplingParams::stop)
+      .def_readwrite("include_stop_str_in_output", &SamplingParams::include_stop_str_in_output);
+  py::class_<Request, std::shared_ptr<Request>>(module, "Request", "One submitted request and its outbox.")
+      .def_property_readonly("id", &Request::id)
+      .def_property_readonly("finished", &Request::finished)
+      .def_property_readonly("error", &Request::error)
+      .def_property_readonly("num_cached_tokens", &Request::num_cached_tokens)
+      .def_property_readonly("timings",
+                             [](const Request& self) {
+                               const RequestTimings t = self.timings();
+                               return py::make_tuple(t.first_token_seconds, t.total_seconds);
+                             })
+      .def(
+          "wait", [](Request& self, std::optional<double> timeout) { return wait_interruptibly(self, timeout, false); },
+          py::arg("timeout") = py::none(), "Until there is something to take or it has finished; False on timeout.")
+      .def(
+          "wait_finished",
+          [](Request& self, std::optional<double> timeout) { return wait_interruptibly(self, timeout, true); },
+          py::arg("timeout") = py::none())
+      .def("take", &take, "(text, token_ids, finish_reason or None): what has come since the last call.");
+}
+
+std::shared_ptr<Request> submit(Engine& engine, std::vector<TokenId> prompt, SamplingParams sampling, std::int32_t priority,
+                                std::string cache_salt) {
+  const py::gil_scoped_release release;
+  return engine.submit({std::move(prompt), std::move(sampling), priority, std::move(cache_salt)});
+}
+
+// The engine takes the executor over: the Python object that carried it is left empty.
+std::unique_ptr<Executor> take_executor(const py::object& executor) {
+  if (py::isinstance<ProgramExecutor>(executor)) return executor.cast<std::unique_ptr<ProgramExecutor>>();
+  return std::make_unique<PythonExecutor>(executor.attr("run"), executor.attr("copy_blocks"),
+                                          executor.attr("vocab_size").cast<std::int32_t>());
+}
+
+void close_without_gil(Engine* engine) {
+  const py::gil_scoped_release release;
+  delete engine;
+}
+
+struct EngineHolder {
+  void operator()(Engine* engine) const { close_without_gil(engine); }
+};
+
+}  // namespace
+
+void bind_engine(py::module_& module) {
+  bind_request(module);
+  py::class_<TokenTable, std::shared_ptr<TokenTable>>(module, "TokenTable", "The bytes each token stands for.")
+      .def(py::init([](const py::bytes& bytes, const Int64Array& offsets) {
+             return std::make_shared<TokenTable>(
+                 std::string(bytes), std::vector<std::int64_t>(offsets.data(), offsets.data() + offsets.size()));
+           }),
+           py::arg("bytes"), py::arg("offsets"));
+  py::class_<SchedulerConfig>(module, "SchedulerConfig")
+      .def(py::init<>())
+      .def_readwrite("num_blocks", &SchedulerConfig::num_blocks)
+      .def_readwrite("block_size", &SchedulerConfig::block_size)
+      .def_readwrite("max_num_sequences", &SchedulerConfig::max_num_sequences)
+      .def_readwrite("max_num_batched_tokens", &SchedulerConfig::max_num_batched_tokens)
+      .def_readwrite("max_model_len", &SchedulerConfig::max_model_len)
+      .def_readwrite("enable_prefix_caching", &SchedulerConfig::enable_prefix_caching);
+  py::class_<EngineStats>(module, "EngineStats")
+      .def_readonly("num_steps", &EngineStats::num_steps)
+      .def_readonly("num_preemptions", &EngineStats::num_preemptions)
+      .def_readonly("num_cached_tokens", &EngineStats::num_cached_tokens)
+      .def_readonly("num_waiting", &EngineStats::num_waiting)
+      .def_readonly("num_running", &EngineStats::num_running)
+      .def_readonly("num_free_blocks", &EngineStats::num_free_blocks)
+      .def_readonly("num_finished", &EngineStats::num_finished);
+  py::class_<Engine, std::unique_ptr<Engine, EngineHolder>>(module, "Engine", "The step loop on a thread of its own.")
+      .def(py::init([](const SchedulerConfig& config, const py::object& executor, std::shared_ptr<ThreadPool> threads,
+                       std::shared_ptr<TokenTable> token_table) {
+             return std::unique_ptr<Engine, EngineHolder>(
+                 new Engine(config, take_executor(executor), std::move(threads), std::move(token_table)));
+           }),
+           py::kw_only(), py::arg("config"), py::arg("executor"), py::arg("threads"), py::arg("token_table"))
+      .def("submit", &submit, py::arg("prompt"), py::arg("sampling"), py::arg("priority") = 0, py::arg("cache_salt") = "")
+      .def("cancel", &Engine::cancel, py::arg("id"), py::call_guard<py::gil_scoped_release>())
+      .def("close", &Engine::close, py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("closed", &Engine::closed)
+      .def_property_readonly("stats", &Engine::stats);
+}
+
+}  // namespace paged

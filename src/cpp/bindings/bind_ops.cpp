@@ -1,0 +1,317 @@
+// SPDX-License-Identifier: Apache-2.0
+// paged._C.ops: every op on tensors, for tests and benchmarks. Tensors come in through DLPack, outputs are written in
+// place, the GIL is released around the op. Indices (tokens, slots, positions, blocks) are not checked here: in the
+// engine they are its own.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <numeric>
+#include <vector>
+
+#include "bindings/dlpack_tensor.h"
+#include "bindings/module.h"
+#include "cpu/kernel_table.h"
+#include "cpu/packed_matrix.h"
+#include "cpu/thread_pool.h"
+#include "ops/ops.h"
+
+namespace py = pybind11;
+
+namespace paged::bindings {
+namespace {
+
+ExecutionContext on(ThreadPool& threads) { return {Device::kCpu, &threads, nullptr}; }
+
+MatrixView in(py::handle tensor, const char* name) { return DlpackTensor(tensor, name).matrix(); }
+MatrixView out(py::handle tensor, const char* name = "out") {
+  return DlpackTensor(tensor, name, Access::kWrite).matrix();
+}
+const float* floats(py::handle tensor, const char* name) {
+  return tensor.is_none() ? nullptr : DlpackTensor(tensor, name).floats();
+}
+const std::int32_t* ints(py::handle tensor, const char* name) { return DlpackTensor(tensor, name).int32s(); }
+
+Activation parse_activation(const std::string& name) {
+  if (name == "silu") return Activation::kSilu;
+  if (name == "gelu_tanh") return Activation::kGeluTanh;
+  PAGED_CHECK(name == "gelu_erf", "activation must be silu, gelu_tanh or gelu_erf, got '", name, "'");
+  return Activation::kGeluErf;
+}
+
+// One layer's cache in a tensor of the caller's, [num_blocks, 2, num_kv_heads, block_size * head_dim].
+struct KvCache {
+  KvCache(py::handle storage, std::int32_t num_blocks, std::int32_t block_size, std::int32_t num_kv_heads,
+          std::int32_t head_dim)
+      : tensor(storage, "cache", Access::kWrite),
+        view{tensor.bytes(), num_blocks, block_size, num_kv_heads, head_dim, tensor.dtype()} {
+    PAGED_CHECK(tensor.num_bytes() == num_blocks * view.block_bytes(), "cache: ", num_blocks, " blocks take ",
+                num_blocks * view.block_bytes(), " bytes, got ", tensor.num_bytes());
+  }
+  DlpackTensor tensor;
+  KvCacheView view;
+};
+
+PackedMatrixPtr pack(ThreadPool& threads, py::handle source, const std::string& type, std::int64_t rows,
+                     std::int64_t cols, py::handle row_order) {
+  const DlpackTensor tensor(source, "source");
+  const WeightSource weights{tensor.bytes(), tensor.num_bytes(), rows, cols, parse_weight_type(type),
+                             row_order.is_none() ? nullptr : ints(row_order, "row_order")};
+  const py::gil_scoped_release unlocked;
+  return pack_matrix(weights, threads);
+}
+
+void unpack(ThreadPool& threads, const PackedMatrix& matrix, py::handle target) {
+  const MatrixView to = out(target);
+  PAGED_CHECK(to.rows == matrix.rows && to.cols == matrix.cols && to.dtype == DType::kFloat32,
+              "unpack: out must be float32 [", matrix.rows, ", ", matrix.cols, "]");
+  const py::gil_scoped_release unlocked;
+  threads.parallel_for(matrix.rows, [&](std::int64_t row, int) {
+    cpu::unpack_row(matrix, row, static_cast<float*>(to.data) + row * to.row_stride);
+  });
+}
+
+void bind_types(py::module_& parent, py::module_& m) {
+  py::class_<ThreadPool, std::shared_ptr<ThreadPool>>(parent, "ThreadPool", "num_threads threads, the caller's among them.")
+      .def(py::init<int>(), py::arg("num_threads"))
+      .def_property_readonly("num_threads", &ThreadPool::num_threads);
+  py::class_<PackedMatrix, PackedMatrixPtr>(m, "PackedMatrix", "Weights [rows, cols] packed for this CPU.")
+      .def_readonly("rows", &PackedMatrix::rows)
+      .def_readonly("cols", &PackedMatrix::cols)
+      .def_property_readonly("nbytes", [](const PackedMatrix& matrix) { return num_bytes(matrix); });
+  py::class_<KvCache>(m, "KvCache", "One layer's cache in a tensor of num_blocks * 2 * heads * block_size * head_dim.")
+      .def(py::init<py::handle, std::int32_t, std::int32_t, std::int32_t, std::int32_t>(), py::arg("storage"),
+           py::arg("num_blocks"), py::arg("block_size"), py::arg("num_kv_heads"), py::arg("head_dim"));
+  m.def("isa", [] { return cpu::kernels().isa; }, "Name of the instruction set the kernels were chosen for.");
+  m.def("pack", &pack, "Packs checkpoint rows (any contiguous tensor of their bytes).", py::arg("threads"),
+        py::arg("source"), py::arg("type"), py::arg("rows"), py::arg("cols"), py::arg("row_order") = py::none());
+  m.def("unpack", &unpack, "Writes the matrix as float32 to out [rows, cols].", py::arg("threads"), py::arg("matrix"),
+        py::arg("out"));
+}
+
+void bind_linear(py::module_& m) {
+  m.def(
+      "linear",
+      [](ThreadPool& threads, py::handle x, const std::vector<const PackedMatrix*>& parts, py::handle to,
+         py::handle bias) {
+        const LinearParams params{in(x, "x"), parts.data(), static_cast<std::int32_t>(parts.size()),
+                                  floats(bias, "bias"), out(to)};
+        const py::gil_scoped_release unlocked;
+        ops::linear(on(threads), params);
+      },
+      "out = x @ concatenate(parts).T + bias; x [T, K], out [T, N].", py::arg("threads"), py::arg("x"),
+      py::arg("parts"), py::arg("out"), py::arg("bias") = py::none());
+  m.def(
+      "embedding",
+      [](ThreadPool& threads, py::handle token_ids, const PackedMatrix& table, py::handle to, float scale) {
+        const EmbeddingParams params{ints(token_ids, "token_ids"), &table, out(to), scale};
+        const py::gil_scoped_release unlocked;
+        ops::embedding(on(threads), params);
+      },
+      "out[t] = scale * table[token_ids[t]].", py::arg("threads"), py::arg("token_ids"), py::arg("table"),
+      py::arg("out"), py::arg("scale") = 1.0f);
+}
+
+void bind_norms(py::module_& m) {
+  m.def(
+      "rms_norm",
+      [](ThreadPool& threads, py::handle x, py::handle weight, float eps, py::handle to) {
+        const DlpackTensor weights(weight, "weight");
+        const RmsNormParams params{in(x, "x"), weights.floats(), weights.num_elements(), eps, out(to)};
+        const py::gil_scoped_release unlocked;
+        ops::rms_norm(on(threads), params);
+      },
+      "Normalises each group of len(weight) columns of x [T, C].", py::arg("threads"), py::arg("x"), py::arg("weight"),
+      py::arg("eps"), py::arg("out"));
+  m.def(
+      "add_rms_norm",
+      [](ThreadPool& threads, py::handle residual, py::handle delta, py::handle weight, float eps,
+         py::handle residual_out, py::handle to) {
+        const AddRmsNormParams params{in(residual, "residual"), in(delta, "delta"), floats(weight, "weight"), eps,
+                                      out(residual_out, "residual_out"), out(to)};
+        const py::gil_scoped_release unlocked;
+        ops::add_rms_norm(on(threads), params);
+      },
+      "residual_out = residual + delta; out = rms_norm(residual_out).", py::arg("threads"), py::arg("residual"),
+      py::arg("delta"), py::arg("weight"), py::arg("eps"), py::arg("residual_out"), py::arg("out"));
+}
+
+void bind_elementwise(py::module_& m) {
+  m.def(
+      "add",
+      [](ThreadPool& threads, py::handle a, py::handle b, py::handle to) {
+        const AddParams params{in(a, "a"), in(b, "b"), out(to)};
+        const py::gil_scoped_release unlocked;
+        ops::add(on(threads), params);
+      },
+      "out = a + b.", py::arg("threads"), py::arg("a"), py::arg("b"), py::arg("out"));
+  m.def(
+      "gated_activation",
+      [](ThreadPool& threads, py::handle gate, py::handle up, const std::string& activation, py::handle to) {
+        const GatedActivationParams params{in(gate, "gate"), in(up, "up"), parse_activation(activation), out(to)};
+        const py::gil_scoped_release unlocked;
+        ops::gated_activation(on(threads), params);
+      },
+      "out = activation(gate) * up; silu, gelu_tanh or gelu_erf.", py::arg("threads"), py::arg("gate"), py::arg("up"),
+      py::arg("activation"), py::arg("out"));
+  m.def(
+      "softcap",
+      [](ThreadPool& threads, py::handle x, float cap, py::handle to) {
+        const SoftcapParams params{in(x, "x"), cap, out(to)};
+        const py::gil_scoped_release unlocked;
+        ops::softcap(on(threads), params);
+      },
+      "out = cap * tanh(x / cap).", py::arg("threads"), py::arg("x"), py::arg("cap"), py::arg("out"));
+  m.def(
+      "gather_rows",
+      [](ThreadPool& threads, py::handle x, py::handle rows, py::handle to) {
+        const GatherRowsParams params{in(x, "x"), ints(rows, "rows"), out(to)};
+        const py::gil_scoped_release unlocked;
+        ops::gather_rows(on(threads), params);
+      },
+      "out[i] = x[rows[i]].", py::arg("threads"), py::arg("x"), py::arg("rows"), py::arg("out"));
+}
+
+RopeParams rope_params(py::handle x, py::handle positions, py::handle table, std::int32_t head_dim, bool interleaved,
+                       MatrixView to) {
+  const MatrixView rows = in(table, "table");
+  const float* values = floats(table, "table");
+  return {in(x, "x"), ints(positions, "positions"),        values,      static_cast<std::int32_t>(rows.rows),
+          head_dim,   static_cast<std::int32_t>(rows.cols), interleaved, to};
+}
+
+void bind_cache(py::module_& m) {
+  m.def(
+      "rope",
+      [](ThreadPool& threads, py::handle x, py::handle positions, py::handle table, std::int32_t head_dim,
+         py::handle to, bool interleaved) {
+        const RopeParams params = rope_params(x, positions, table, head_dim, interleaved, out(to));
+        const py::gil_scoped_release unlocked;
+        ops::rope(on(threads), params);
+      },
+      "Rotates each head of x [T, heads * head_dim]; table [positions, rotary_dim] cosines then sines.",
+      py::arg("threads"), py::arg("x"), py::arg("positions"), py::arg("table"), py::arg("head_dim"), py::arg("out"),
+      py::arg("interleaved") = false);
+  m.def(
+      "store_kv",
+      [](ThreadPool& threads, py::handle k, py::handle v, py::handle slot_mapping, const KvCache& cache) {
+        const StoreKvParams params{in(k, "k"), in(v, "v"), ints(slot_mapping, "slot_mapping"), cache.view};
+        const py::gil_scoped_release unlocked;
+        ops::store_kv(on(threads), params);
+      },
+      "Writes rows of k and v [T, heads * head_dim] into their slots.", py::arg("threads"), py::arg("k"), py::arg("v"),
+      py::arg("slot_mapping"), py::arg("cache"));
+  m.def(
+      "rope_store_kv",
+      [](ThreadPool& threads, py::handle q, py::handle k, py::handle v, py::handle positions, py::handle table,
+         py::handle slot_mapping, const KvCache& cache, py::handle q_out, bool interleaved) {
+        const std::int32_t head_dim = cache.view.head_dim;
+        const RopeStoreKvParams params{rope_params(q, positions, table, head_dim, interleaved, out(q_out, "q_out")),
+                                       rope_params(k, positions, table, head_dim, interleaved, {}), in(v, "v"),
+                                       ints(slot_mapping, "slot_mapping"), cache.view};
+        const py::gil_scoped_release unlocked;
+        ops::rope_store_kv(on(threads), params);
+      },
+      "rope of q and k, then store_kv.", py::arg("threads"), py::arg("q"), py::arg("k"), py::arg("v"),
+      py::arg("positions"), py::arg("table"), py::arg("slot_mapping"), py::arg("cache"), py::arg("q_out"),
+      py::arg("interleaved") = false);
+  m.def(
+      "copy_blocks",
+      [](ThreadPool& threads, const KvCache& cache, py::handle source, py::handle destination) {
+        const DlpackTensor from(source, "source");
+        const CopyBlocksParams params{cache.view, from.int32s(), ints(destination, "destination"),
+                                      static_cast<std::int32_t>(from.num_elements())};
+        const py::gil_scoped_release unlocked;
+        ops::copy_blocks(on(threads), params);
+      },
+      "Copies blocks source[i] to destination[i].", py::arg("threads"), py::arg("cache"), py::arg("source"),
+      py::arg("destination"));
+}
+
+struct AttentionOptions {
+  float scale;
+  std::int32_t window;
+  float softcap;
+};
+
+void run_attention(ThreadPool& threads, const AttentionParams& settings, const DlpackTensor& tables) {
+  AttentionParams params = settings;
+  BatchView batch = *settings.batch;
+  std::vector<std::int32_t> rows(static_cast<std::size_t>(batch.num_sequences));
+  std::iota(rows.begin(), rows.end(), 0);
+  batch.block_table_rows = rows.data();
+  batch.block_tables = tables.int32s();
+  batch.block_table_stride = static_cast<std::int32_t>(tables.shape(1));
+  params.batch = &batch;
+  std::int32_t longest = 1;
+  for (std::int32_t i = 0; i < batch.num_sequences; ++i) longest = std::max(longest, batch.seq_lens[i]);
+  const std::int64_t bytes = ops::attention_workspace_bytes(Device::kCpu, threads.num_threads(), batch.num_tokens,
+                                                            params.num_heads, params.cache.head_dim, longest);
+  std::vector<std::byte> workspace(static_cast<std::size_t>(bytes));
+  params.workspace = workspace.data();
+  const py::gil_scoped_release unlocked;
+  ops::attention(on(threads), params);
+}
+
+void bind_attention(py::module_& m) {
+  m.def(
+      "attention",
+      [](ThreadPool& threads, py::handle q, const KvCache& cache, py::handle query_start, py::handle seq_lens,
+         py::handle block_tables, py::handle to, std::int32_t num_heads, const AttentionOptions& options,
+         py::handle sinks) {
+        const DlpackTensor lens(seq_lens, "seq_lens");
+        BatchView batch;
+        batch.num_sequences = static_cast<std::int32_t>(lens.num_elements());
+        batch.query_start = ints(query_start, "query_start");
+        batch.num_tokens = batch.query_start[batch.num_sequences];
+        batch.seq_lens = lens.int32s();
+        run_attention(threads,
+                      {in(q, "q"), cache.view, &batch, num_heads, options.window, options.scale, options.softcap,
+                       floats(sinks, "sinks"), nullptr, out(to)},
+                      DlpackTensor(block_tables, "block_tables"));
+      },
+      "Causal attention of q [T, heads * head_dim] over the cache; block_tables [sequences, blocks].",
+      py::arg("threads"), py::arg("q"), py::arg("cache"), py::arg("query_start"), py::arg("seq_lens"),
+      py::arg("block_tables"), py::arg("out"), py::arg("num_heads"), py::arg("options"),
+      py::arg("sinks") = py::none());
+  py::class_<AttentionOptions>(m, "AttentionOptions", "scale of the scores; window and softcap, 0 turns them off.")
+      .def(py::init<float, std::int32_t, float>(), py::arg("scale"), py::arg("window") = 0, py::arg("softcap") = 0.0f);
+}
+
+void bind_sample(py::module_& m) {
+  py::class_<SamplingRow>(m, "SamplingRow", "How one row samples; temperature 0 is greedy, top_k 0 keeps all.")
+      .def(py::init([](float temperature, float top_p, std::int32_t top_k, std::uint64_t seed, std::int64_t position) {
+             return SamplingRow{temperature, top_p, top_k, seed, position};
+           }),
+           py::arg("temperature") = 0.0f, py::arg("top_p") = 1.0f, py::arg("top_k") = 0, py::arg("seed") = 0,
+           py::arg("position") = 0);
+  m.def(
+      "sample",
+      [](ThreadPool& threads, py::handle logits, const std::vector<SamplingRow>& rows, py::handle token_ids) {
+        SampleParams params{in(logits, "logits"), rows.data(), nullptr,
+                            DlpackTensor(token_ids, "token_ids", Access::kWrite).writable_int32s()};
+        PAGED_CHECK(static_cast<std::int64_t>(rows.size()) == params.logits.rows, "sample: ", params.logits.rows,
+                    " rows of logits but ", rows.size(), " SamplingRow");
+        const std::int64_t bytes = ops::sample_workspace_bytes(Device::kCpu, threads.num_threads(), params.logits.rows,
+                                                               params.logits.cols);
+        std::vector<double> workspace(static_cast<std::size_t>(bytes) / sizeof(double) + 1);
+        params.workspace = workspace.data();
+        const py::gil_scoped_release unlocked;
+        ops::sample(on(threads), params);
+      },
+      "token_ids[i] sampled from row i of logits float32 [rows, vocab]; -1 for a row that is no distribution.",
+      py::arg("threads"), py::arg("logits"), py::arg("rows"), py::arg("token_ids"));
+}
+
+}  // namespace
+}  // namespace paged::bindings
+
+void paged::bind_ops(py::module_& module) {
+  py::module_ m = module.def_submodule("ops", "Every op of the engine on tensors, for tests and benchmarks.");
+  bindings::bind_types(module, m);
+  bindings::bind_linear(m);
+  bindings::bind_norms(m);
+  bindings::bind_elementwise(m);
+  bindings::bind_cache(m);
+  bindings::bind_attention(m);
+  bindings::bind_sample(m);
+}

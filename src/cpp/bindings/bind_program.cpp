@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstring>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "bindings/arrays.h"
+#include "bindings/module.h"
+#include "exec/program_executor.h"
+
+namespace py = pybind11;
+
+namespace paged {
+namespace {
+
+using ByteArray = py::array_t<std::uint8_t, py::array::c_style>;
+using FloatVector = py::array_t<float, py::array::c_style | py::array::forcecast>;
+
+std::int32_t add_matrix(Program& program, const ByteArray& data, const std::string& type, std::int64_t rows,
+                        std::int64_t cols, const std::optional<Int32Array>& row_order, ThreadPool& threads) {
+  PAGED_CHECK(!row_order || row_order->size() == rows, "row_order has ", row_order ? row_order->size() : 0,
+              " entries for ", rows, " rows");
+  const WeightSource source{data.data(), static_cast<std::int64_t>(data.nbytes()), rows, cols, parse_weight_type(type),
+                            row_order ? row_order->data() : nullptr};
+  const py::gil_scoped_release release;
+  return program.add_matrix(source, threads);
+}
+
+OpAttributes parse_attributes(const py::dict& given) {
+  OpAttributes a;
+  for (const auto& [key, value] : given) {
+    const auto name = key.cast<std::string>();
+    if (name == "eps") a.eps = value.cast<float>();
+    else if (name == "scale") a.scale = value.cast<float>();
+    else if (name == "softcap") a.softcap = value.cast<float>();
+    else if (name == "width") a.width = value.cast<std::int32_t>();
+    else if (name == "layer") a.layer = value.cast<std::int32_t>();
+    else if (name == "num_heads") a.num_heads = value.cast<std::int32_t>();
+    else if (name == "head_dim") a.head_dim = value.cast<std::int32_t>();
+    else if (name == "rotary_dim") a.rotary_dim = value.cast<std::int32_t>();
+    else if (name == "window") a.window = value.cast<std::int32_t>();
+    else if (name == "interleaved") a.interleaved = value.cast<bool>();
+    else if (name == "activation") a.activation = parse_activation(value.cast<std::string>());
+    else detail::throw_invalid_argument("unknown op attribute '", name, "'");
+  }
+  return a;
+}
+
+void add_op(Program& program, const std::string& kind, std::vector<Value> inputs, std::vector<Value> outputs,
+            std::vector<std::int32_t> matrices, std::int32_t vector, const py::dict& attributes) {
+  program.add_op({parse_op_kind(kind), std::move(inputs), std::move(outputs), std::move(matrices), vector,
+                  parse_attributes(attributes)});
+}
+
+py::array_t<float> run(ProgramExecutor& executor, ArrayBatch batch) {
+  const BatchView view = batch.view();
+  const float* logits = nullptr;
+  {
+    const py::gil_scoped_release release;
+    logits = executor.run(view);
+  }
+  py::array_t<float> out({static_cast<py::ssize_t>(view.num_logits_rows), static_cast<py::ssize_t>(executor.vocab_size())});
+  if (logits != nullptr) std::memcpy(out.mutable_data(), logits, static_cast<std::size_t>(out.nbytes()));
+  return out;
+}
+
+Value make_value(std::int64_t offset, const std::string& rows, std::int64_t cols, std::int64_t row_stride,
+                 const std::string& dtype) {
+  PAGED_CHECK(rows == "tokens" || rows == "logits", "rows must be 'tokens' or 'logits', got '", rows, "'");
+  return {offset, rows == "tokens" ? Rows::kTokens : Rows::kLogits, cols, row_stride, parse_dtype(dtype)};
+}
+
+void bind_executor(py::module_& module) {
+  py::classh<ProgramExecutor>(module, "ProgramExecutor", "Runs a Program on the CPU. One engine, or one thread, owns it.")
+      .def(py::init([](std::shared_ptr<Program> program, std::int32_t max_seq_len, std::int32_t num_blocks,
+                       std::int32_t block_size, std::shared_ptr<ThreadPool> threads) {
+             return std::make_unique<ProgramExecutor>(std::move(program), KvPoolLimits{max_seq_len, num_blocks, block_size},
+                                                      std::move(threads));
+           }),
+           py::kw_only(), py::arg("program"), py::arg("max_seq_len"), py::arg("num_blocks"), py::arg("block_size"),
+           py::arg("threads"))
+      .def(
+          "run",
+          [](ProgramExecutor& self, Int32Array token_ids, Int32Array positions, Int32Array slot_mapping,
+             Int32Array query_start, Int32Array seq_lens, Int32Array block_tables, Int32Array logits_rows) {
+            return run(self, {std::move(token_ids), std::move(positions), std::move(slot_mapping), std::move(query_start),
+                              std::move(seq_lens), std::move(block_tables), std::move(logits_rows), {}});
+          },
+          py::kw_only(), py::arg("token_ids"), py::arg("positions"), py::arg("slot_mapping"), py::arg("query_start"),
+          py::arg("seq_lens"), py::arg("block_tables"), py::arg("logits_rows"),
+          "One step over hand-made int32 arrays; block_tables is [num_sequences, max_blocks]. Returns float32 logits "
+          "[len(logits_rows), vocab_size].")
+      .def("set_profiling", &ProgramExecutor::set_profiling, py::arg("enabled"))
+      .def_property_readonly("op_seconds", &ProgramExecutor::op_seconds)
+      .def_property_readonly("kv_cache_bytes", &ProgramExecutor::kv_cache_bytes)
+      .def_property_readonly("workspace_bytes", &ProgramExecutor::workspace_bytes);
+}
+
+}  // namespace
+
+void bind_program(py::module_& module) {
+  py::class_<Value>(module, "Value", "Where a value of a program lies in the arena.")
+      .def(py::init(&make_value), py::kw_only(), py::arg("offset"), py::arg("rows"), py::arg("cols"),
+           py::arg("row_stride"), py::arg("dtype"));
+  py::class_<Program, std::shared_ptr<Program>>(module, "Program", "A recorded model as the executor runs it.")
+      .def(py::init([](std::int32_t num_layers, std::int32_t num_kv_heads, std::int32_t head_dim, const std::string& dtype,
+                       std::int64_t arena_bytes, std::int32_t max_tokens, std::int32_t max_logits_rows,
+                       std::int32_t vocab_size, std::int32_t max_positions) {
+             return std::make_shared<Program>(KvCacheSpec{num_layers, num_kv_heads, head_dim, parse_dtype(dtype)},
+                                              ArenaPlan{arena_bytes, max_tokens, max_logits_rows}, vocab_size,
+                                              max_positions);
+           }),
+           py::kw_only(), py::arg("num_layers"), py::arg("num_kv_heads"), py::arg("head_dim"), py::arg("dtype"),
+           py::arg("arena_bytes"), py::arg("max_tokens"), py::arg("max_logits_rows"), py::arg("vocab_size"),
+           py::arg("max_positions"))
+      .def("add_matrix", &add_matrix, py::arg("data"), py::kw_only(), py::arg("type"), py::arg("rows"), py::arg("cols"),
+           py::arg("row_order"), py::arg("threads"),
+           "Packs a weight matrix from its raw bytes (uint8) as a checkpoint holds them. Returns its index.")
+      .def(
+          "add_vector",
+          [](Program& self, const FloatVector& values) {
+            return self.add_vector(std::vector<float>(values.data(), values.data() + values.size()));
+          },
+          py::arg("values"))
+      .def("add_op", &add_op, py::arg("kind"), py::kw_only(), py::arg("inputs"), py::arg("outputs"), py::arg("matrices"),
+           py::arg("vector"), py::arg("attributes"))
+      .def_property_readonly("matrix_bytes", &Program::matrix_bytes, "Of each matrix as packed.")
+      .def_property_readonly("weight_bytes", &Program::weight_bytes);
+  bind_executor(module);
+}
+
+}  // namespace paged

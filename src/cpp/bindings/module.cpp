@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+// The extension module paged._C. Each topic has a bind_*.cpp; none holds logic.
+#include "bindings/module.h"
+
+#include <pybind11/pybind11.h>
+
+#include "base/check.h"
+#include "engine/engine.h"
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "The C++ core of paged. Use the `paged` package; what lies here may change between versions.";
+  py::register_exception<paged::InternalError>(module, "InternalError", PyExc_RuntimeError);
+  py::register_exception<paged::EngineClosedError>(module, "EngineClosedError", PyExc_RuntimeError);
+  paged::bind_ops(module);
+  paged::bind_program(module);
+  paged::bind_engine(module);
+}

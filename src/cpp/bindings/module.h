@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace paged {
+
+void bind_ops(pybind11::module_& module);
+void bind_program(pybind11::module_& module);
+void bind_engine(pybind11::module_& module);
+
+}  // namespace paged

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+// An executor written in Python: how a program reaches any torch device, and how tests put a fake model under the
+// engine. The only thing that makes the engine thread take the GIL, and only in engines built with it.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "bindings/arrays.h"
+#include "exec/executor.h"
+
+namespace paged {
+
+class PythonExecutor final : public Executor {
+ public:
+  // `run(token_ids, positions, slot_mapping, query_start, seq_lens, block_tables, logits_rows)` takes int32 arrays and
+  // returns float32 logits [len(logits_rows), vocab_size]; `copy_blocks(source, destination)` takes block ids.
+  PythonExecutor(pybind11::object run, pybind11::object copy_blocks, std::int32_t vocab_size)
+      : run_(std::move(run)), copy_blocks_(std::move(copy_blocks)), vocab_size_(vocab_size) {}
+
+  ~PythonExecutor() override {
+    const pybind11::gil_scoped_acquire gil;
+    run_ = {};
+    copy_blocks_ = {};
+    logits_ = {};
+  }
+
+  std::int32_t vocab_size() const override { return vocab_size_; }
+
+  void copy_blocks(std::span<const std::int32_t> source, std::span<const std::int32_t> destination) override {
+    if (source.empty()) return;
+    const pybind11::gil_scoped_acquire gil;
+    copy_blocks_(borrow(source.data(), static_cast<pybind11::ssize_t>(source.size())),
+                 borrow(destination.data(), static_cast<pybind11::ssize_t>(destination.size())));
+  }
+
+  const float* run(const BatchView& batch) override {
+    const pybind11::gil_scoped_acquire gil;
+    Int32Array tables({batch.num_sequences, batch.block_table_stride});
+    for (std::int32_t i = 0; i < batch.num_sequences; ++i)
+      std::copy_n(batch.block_table(i), batch.block_table_stride, tables.mutable_data(i, 0));
+    logits_ = FloatArray::ensure(run_(borrow(batch.token_ids, batch.num_tokens), borrow(batch.positions, batch.num_tokens),
+                                      borrow(batch.slot_mapping, batch.num_tokens),
+                                      borrow(batch.query_start, batch.num_sequences + 1),
+                                      borrow(batch.seq_lens, batch.num_sequences), tables,
+                                      borrow(batch.logits_rows, batch.num_logits_rows)));
+    PAGED_CHECK(logits_ && logits_.ndim() == 2 && logits_.shape(0) == batch.num_logits_rows &&
+                    logits_.shape(1) == vocab_size_,
+                "the executor's run() must return float32 logits of shape [", batch.num_logits_rows, ", ", vocab_size_, "]");
+    return logits_.data();
+  }
+
+ private:
+  using FloatArray = pybind11::array_t<float, pybind11::array::c_style | pybind11::array::forcecast>;
+  pybind11::object run_;
+  pybind11::object copy_blocks_;
+  FloatArray logits_;
+  std::int32_t vocab_size_;
+};
+
+}  // namespace paged

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "core/batch_builder.h"
+
+#include <algorithm>
+
+namespace paged {
+
+const StepBatch& BatchBuilder::build(const StepPlan& plan, std::span<Sequence* const> sequences_by_row) {
+  batch_.num_tokens = 0;
+  batch_.num_sequences = 0;
+  batch_.num_logits_rows = 0;
+  for (const ScheduledSequence& scheduled : plan.sequences) {
+    Sequence& sequence = *sequences_by_row[static_cast<std::size_t>(scheduled.row)];
+    update_row(sequence);
+    append_tokens(sequence, scheduled);
+    const auto i = static_cast<std::size_t>(batch_.num_sequences++);
+    batch_.query_start[i + 1] = batch_.num_tokens;
+    batch_.seq_lens[i] = scheduled.num_computed_tokens + scheduled.num_scheduled_tokens;
+    batch_.block_table_rows[i] = scheduled.row;
+    if (scheduled.samples)
+      batch_.logits_rows[static_cast<std::size_t>(batch_.num_logits_rows++)] = batch_.num_tokens - 1;
+  }
+  return batch_;
+}
+
+void BatchBuilder::append_tokens(const Sequence& sequence, const ScheduledSequence& scheduled) {
+  auto out = static_cast<std::size_t>(batch_.num_tokens);
+  std::int32_t position = scheduled.num_computed_tokens;
+  const std::int32_t end = position + scheduled.num_scheduled_tokens;
+  std::copy_n(sequence.tokens.begin() + position, end - position,
+              batch_.token_ids.begin() + static_cast<std::ptrdiff_t>(out));
+  while (position < end) {  // one round for each block written
+    const std::int32_t index = position / block_size_;
+    const std::int32_t block_end = std::min(end, (index + 1) * block_size_);
+    const std::int32_t shift = (sequence.block_table[static_cast<std::size_t>(index)] - index) * block_size_;
+    for (; position < block_end; ++position, ++out) {
+      batch_.positions[out] = position;
+      batch_.slot_mapping[out] = position + shift;
+    }
+  }
+  batch_.num_tokens += scheduled.num_scheduled_tokens;
+}
+
+void BatchBuilder::update_row(Sequence& sequence) {
+  const auto num_blocks = static_cast<std::int32_t>(sequence.block_table.size());
+  const auto first = static_cast<std::ptrdiff_t>(sequence.row) * batch_.block_table_stride + sequence.num_row_blocks;
+  std::copy(sequence.block_table.begin() + sequence.num_row_blocks, sequence.block_table.end(),
+            batch_.block_tables.begin() + first);
+  sequence.num_row_blocks = num_blocks;
+}
+
+}  // namespace paged

@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+// Turns a plan into a batch. A sequence keeps its row of block_tables while it runs and only the entries that changed
+// are written, so a decoding sequence costs a few ints a step however long it is. Allocates nothing.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "core/sequence.h"
+#include "core/step_batch.h"
+#include "core/step_plan.h"
+
+namespace paged {
+
+class BatchBuilder {
+ public:
+  BatchBuilder(const StepBatchLimits& limits, std::int32_t block_size) : block_size_(block_size), batch_(limits) {}
+
+  // sequences_by_row: [max_num_sequences]; updates num_row_blocks of those in the plan. The batch is overwritten by the
+  // next call.
+  const StepBatch& build(const StepPlan& plan, std::span<Sequence* const> sequences_by_row);
+
+ private:
+  void append_tokens(const Sequence& sequence, const ScheduledSequence& scheduled);
+  void update_row(Sequence& sequence);
+
+  std::int32_t block_size_;
+  StepBatch batch_;
+};
+
+}  // namespace paged

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+// Decides what each step runs, and owns every sequence from add() to its end. A step is schedule(), build_batch(), the
+// model, commit(). add() and remove() are allowed at any time, fork() between steps. One thread calls.
+//
+// There are no phases: a sequence needs num_tokens - num_computed_tokens tokens, many (prefill) or one (decode), and a
+// step mixes both (the scheme of vLLM's V1 scheduler; https://github.com/vllm-project/vllm).
+//
+// - Running sequences come first, most urgent first (waiting_queue.h). Each gets the budget but for one token for every
+//   sequence behind it, so all of them advance in every step and a long prompt never stalls a decode.
+// - Then the waiting are admitted, strictly in order of urgency, while rows, budget and blocks last. Admission takes
+//   the blocks of all known tokens at once, so a prefill never runs out half way, and leaves one free block for each
+//   running sequence, so that it is not undone in the next steps.
+// - When a running sequence finds no block, the least urgent running one (maybe itself) is preempted: it frees its
+//   blocks and waits; the prefix cache spares it what nobody overwrote. The most urgent sequence thus always advances.
+//
+// Starvation bound: a sequence is promoted after max_wait_steps steps in the queue. From then on only those running at
+// that moment and those that arrived earlier can be before it, each for at most max_model_len steps at a time.
+//
+// A step in which every sequence decodes is O(sequences) and allocates nothing.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <unordered_map>
+#include <vector>
+
+#include "core/batch_builder.h"
+#include "core/block_manager.h"
+#include "core/sequence.h"
+#include "core/step_batch.h"
+#include "core/step_plan.h"
+#include "core/waiting_queue.h"
+
+namespace paged {
+
+struct SchedulerConfig {
+  std::int32_t num_blocks = 0;
+  std::int32_t block_size = 16;
+  std::int32_t max_num_sequences = 256;  // running; never more than max_num_batched_tokens, for each needs a token
+  std::int32_t max_num_batched_tokens = 2048;
+  std::int32_t max_model_len = 0;
+  std::int32_t max_wait_steps = 1024;  // in the queue, then promoted; 0 is first come, first served
+  bool enable_prefix_caching = true;
+};
+
+struct TokenEvent {
+  SequenceId id = 0;
+  TokenId token = 0;
+  FinishReason finish_reason = FinishReason::kNone;
+};
+
+class Scheduler {
+ public:
+  // Throws std::invalid_argument for a config that cannot run.
+  explicit Scheduler(const SchedulerConfig& config, BlockHash hash = hash_block);
+  Scheduler(const Scheduler&) = delete;
+  Scheduler& operator=(const Scheduler&) = delete;
+
+  // What add() checks of a prompt, for those who must know before they hand it over. Any thread.
+  static void check_prompt(const SchedulerConfig& config, std::size_t num_tokens);
+
+  // Queues it. Throws std::invalid_argument, with the numbers, when the prompt is empty or can never run: it leaves no
+  // room for one token in max_model_len, in the pool, or in its own max_total_tokens.
+  void add(SequenceSpec spec);
+
+  // The child continues from the parent's tokens as a sequence of its own. Where a row is free it shares the parent's
+  // blocks, copied when one of them writes; else it waits like any other. False if the parent is unknown.
+  bool fork(SequenceId parent, SequenceId child);
+
+  // Cancels without an event. Between schedule() and commit() its blocks stay until commit(), for the step writes them.
+  // False if unknown.
+  bool remove(SequenceId id);
+
+  // Empty only when there are no sequences. Must be committed before the next call.
+  const StepPlan& schedule();
+  const StepBatch& build_batch(const StepPlan& plan);
+  // sampled: [plan.num_logits_rows]. Appends an event for each token, in the plan's order; a sequence whose
+  // finish_reason is set is gone.
+  void commit(const StepPlan& plan, std::span<const TokenId> sampled, std::vector<TokenEvent>& events);
+
+  // Null if unknown; valid until the sequence ends.
+  const Sequence* find(SequenceId id) const;
+  bool has_work() const { return !sequences_.empty(); }
+  std::int32_t num_waiting() const { return waiting_.size(); }
+  std::int32_t num_running() const { return static_cast<std::int32_t>(running_.size()); }
+  std::int32_t num_free_blocks() const { return blocks_.num_free_blocks(); }
+  std::int64_t num_cached_tokens() const { return num_cached_tokens_; }  // served by the prefix cache, ever
+  std::int64_t num_preemptions() const { return num_preemptions_; }
+  const BlockManager& blocks() const { return blocks_; }
+
+  // Throws InternalError with what is wrong. O(everything): for tests.
+  void check_integrity() const;
+
+ private:
+  std::unique_ptr<Sequence> make_sequence(SequenceSpec spec);
+  Sequence& take_in(std::unique_ptr<Sequence> sequence);
+  bool schedule_running();
+  bool advance(std::size_t index);
+  void admit_waiting();
+  void append_to_plan(const Sequence& sequence, std::int32_t num_scheduled_tokens);
+  void start_running(Sequence& sequence);
+  void stop_running(Sequence& sequence);
+  void preempt_least_urgent();
+  TokenEvent accept(Sequence& sequence, TokenId token);
+  void drop_finished();
+  void drop(Sequence& sequence);
+  std::int32_t budget_left() const { return config_.max_num_batched_tokens - plan_.num_tokens; }
+  Sequence& at_row(std::int32_t row) { return *rows_[static_cast<std::size_t>(row)]; }
+
+  SchedulerConfig config_;
+  std::int32_t max_num_tokens_;  // of one sequence: max_model_len or the pool's capacity
+  BlockManager blocks_;
+  BatchBuilder batch_builder_;
+  WaitingQueue waiting_;
+  std::unordered_map<SequenceId, std::unique_ptr<Sequence>> sequences_;
+  std::vector<Sequence*> running_;  // most urgent first
+  std::vector<Sequence*> rows_;     // [max_num_sequences] who runs in a row, or null
+  std::vector<std::int32_t> free_rows_;
+  StepPlan plan_;
+  bool step_in_flight_ = false;
+  std::int64_t step_ = 0;
+  std::int64_t num_arrivals_ = 0;
+  std::int64_t num_cached_tokens_ = 0;
+  std::int64_t num_preemptions_ = 0;
+};
+
+}  // namespace paged

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+// A sequence: its tokens, what of them is computed, the blocks that hold their keys and values, and when it ends.
+// Plain data. The scheduler owns it; the block manager writes the block fields, the batch builder num_row_blocks.
+//
+// Between steps: num_sealed_blocks <= num_computed_tokens / block_size <= block_table.size(), and a sequence that
+// waits holds no block and has nothing computed.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "core/types.h"
+
+namespace paged {
+
+struct StopRules {
+  std::int32_t max_total_tokens = std::numeric_limits<std::int32_t>::max();  // prompt and generated together
+  std::int32_t min_tokens = 0;  // generated tokens, the stopping one included, before which no stop id stops
+  std::vector<TokenId> stop_token_ids = {};
+};
+
+struct SequenceSpec {
+  SequenceId id = 0;
+  std::vector<TokenId> prompt = {};
+  StopRules stop = {};
+  std::int32_t priority = 0;    // the lower, the more urgent
+  std::string cache_salt = {};  // only sequences of equal salt share cached blocks
+};
+
+enum class SequenceStatus : std::uint8_t { kWaiting, kRunning, kFinished };
+
+struct Sequence {
+  SequenceId id = 0;
+  std::vector<TokenId> tokens;  // the prompt, then what was generated
+  StopRules stop;
+  std::int32_t num_prompt_tokens = 0;
+  std::int32_t num_computed_tokens = 0;  // leading tokens whose keys and values are in the cache
+  std::int32_t num_cached_tokens = 0;    // prompt tokens that the prefix cache served at the first admission
+  std::int32_t max_num_tokens = 0;       // it ends when it has so many
+  SequenceStatus status = SequenceStatus::kWaiting;
+
+  // Urgency (waiting_queue.h).
+  std::int32_t priority = 0;
+  std::int64_t arrival = 0;         // counts arrivals: unique
+  std::int64_t wait_left = 0;       // steps it may still wait before it is promoted
+  std::int64_t promotion_step = 0;  // while it waits unpromoted: after this step it is promoted
+  bool promoted = false;
+  bool admitted_before = false;
+
+  // Blocks.
+  ContentId root = 0;  // stands for the salt as parent of the first block
+  std::vector<BlockId> block_table;
+  std::int32_t num_sealed_blocks = 0;  // leading blocks that are full, in the prefix cache, and never written again
+  std::int32_t row = -1;               // of StepBatch::block_tables, while it runs
+  std::int32_t num_row_blocks = 0;     // leading entries of block_table that the row already shows
+
+  std::int32_t num_tokens() const { return static_cast<std::int32_t>(tokens.size()); }
+  std::int32_t num_generated_tokens() const { return num_tokens() - num_prompt_tokens; }
+};
+
+}  // namespace paged

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+// What one step does: which sequences run how many tokens, and which blocks are copied first. Written by
+// Scheduler::schedule(), valid until the next one.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/block_manager.h"
+#include "core/types.h"
+
+namespace paged {
+
+struct ScheduledSequence {
+  SequenceId id = 0;
+  std::int32_t row = 0;  // of block_tables: the sequence's for as long as it runs, so also a key for state of one's own
+  std::int32_t num_computed_tokens = 0;   // before this step
+  std::int32_t num_scheduled_tokens = 0;  // query_len
+  bool samples = false;                   // false in mid-prefill
+
+  // Of the token it samples in this step, if it does.
+  std::int32_t sampled_position() const { return num_computed_tokens + num_scheduled_tokens; }
+};
+
+struct StepPlan {
+  std::vector<ScheduledSequence> sequences;
+  BlockCopies block_copies;
+  std::int32_t num_tokens = 0;
+  std::int32_t num_logits_rows = 0;
+
+  void clear() {
+    sequences.clear();
+    block_copies.sources.clear();
+    block_copies.destinations.clear();
+    num_tokens = 0;
+    num_logits_rows = 0;
+  }
+};
+
+}  // namespace paged

@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+// The identifiers every part of the core speaks.
+#pragma once
+
+#include <cstdint>
+
+namespace paged {
+
+using TokenId = std::int32_t;
+using BlockId = std::int32_t;
+using SequenceId = std::uint64_t;
+// Names the content of a cached block together with everything before it. Never used twice.
+using ContentId = std::uint64_t;
+
+inline constexpr BlockId kNoBlock = -1;
+
+enum class FinishReason : std::uint8_t { kNone, kStop, kLength, kCancelled, kError };
+
+}  // namespace paged

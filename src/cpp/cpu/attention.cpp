@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+
+#include "cpu/cpu_ops.h"
+#include "cpu/kernel_table.h"
+
+namespace paged::cpu {
+namespace {
+
+// Batches of at most this many query tokens may give the chunks of one context to several threads; larger ones have
+// items enough, and the workspace stays small.
+constexpr int kMaxSplitTokens = 8;
+
+std::int32_t divide_up(std::int32_t a, std::int32_t b) { return (a + b - 1) / b; }
+
+// How the query heads of one kv head and the queries of one sequence are cut into tiles.
+struct Cut {
+  std::int32_t heads_per_tile;
+  std::int32_t head_tiles;
+  std::int32_t queries_per_tile;
+
+  std::int32_t query_tiles(std::int32_t query_len) const { return divide_up(query_len, queries_per_tile); }
+};
+
+Cut cut_of(const AttentionParams& params) {
+  const std::int32_t group = params.num_heads / params.cache.num_kv_heads;
+  const std::int32_t head_tiles = divide_up(group, kMaxQueryRows);
+  const std::int32_t heads = divide_up(group, head_tiles);
+  return {heads, head_tiles, std::max(1, kMaxQueryRows / heads)};
+}
+
+struct Chunks {
+  std::int32_t begin;
+  std::int32_t end;
+};
+
+// Chunks that hold keys of queries [first, last] of a sequence whose first query stands at `position`.
+Chunks chunks_of(const AttentionParams& params, std::int32_t first, std::int32_t last) {
+  const std::int32_t lowest = params.window > 0 ? std::max(0, first - params.window + 1) : 0;
+  return {lowest / kKeyChunk, last / kKeyChunk + 1};
+}
+
+struct Plan {
+  Cut cut;
+  std::int32_t longest_chunks = 0;  // chunks of the longest sequence
+  std::int64_t items = 0;           // (sequence, query tile, kv head, head tile)
+  bool split = false;               // a chunk each
+};
+
+Plan plan_of(const AttentionParams& params, int num_threads) {
+  Plan plan{.cut = cut_of(params)};
+  const BatchView& batch = *params.batch;
+  for (std::int32_t s = 0; s < batch.num_sequences; ++s) {
+    plan.items += plan.cut.query_tiles(batch.query_len(s));
+    plan.longest_chunks = std::max(plan.longest_chunks, divide_up(batch.seq_lens[s], kKeyChunk));
+  }
+  plan.items *= std::int64_t{params.cache.num_kv_heads} * plan.cut.head_tiles;
+  plan.split = num_threads > 1 && plan.items < 2 * num_threads && plan.longest_chunks > 1 &&
+               batch.num_tokens <= kMaxSplitTokens;
+  return plan;
+}
+
+// item -> tile; false where the item's chunk lies outside the keys of its queries.
+bool locate(const AttentionParams& params, const Plan& plan, std::int64_t item, AttentionTile& tile) {
+  const BatchView& batch = *params.batch;
+  const std::int32_t chunk = plan.split ? static_cast<std::int32_t>(item % plan.longest_chunks) : 0;
+  if (plan.split) item /= plan.longest_chunks;
+  const auto head_tile = static_cast<std::int32_t>(item % plan.cut.head_tiles);
+  item /= plan.cut.head_tiles;
+  tile.kv_head = static_cast<std::int32_t>(item % params.cache.num_kv_heads);
+  item /= params.cache.num_kv_heads;
+  tile.sequence = 0;
+  for (std::int64_t tiles; item >= (tiles = plan.cut.query_tiles(batch.query_len(tile.sequence))); ++tile.sequence)
+    item -= tiles;
+  const std::int32_t group = params.num_heads / params.cache.num_kv_heads;
+  const std::int32_t query_len = batch.query_len(tile.sequence);
+  tile.head_begin = tile.kv_head * group + head_tile * plan.cut.heads_per_tile;
+  tile.num_heads = std::min(plan.cut.heads_per_tile, group - head_tile * plan.cut.heads_per_tile);
+  tile.query_begin = static_cast<std::int32_t>(item) * plan.cut.queries_per_tile;
+  tile.num_queries = std::min(plan.cut.queries_per_tile, query_len - tile.query_begin);
+  const std::int32_t first = batch.seq_lens[tile.sequence] - query_len + tile.query_begin;
+  const Chunks chunks = chunks_of(params, first, first + tile.num_queries - 1);
+  tile.chunk_begin = plan.split ? chunk : chunks.begin;
+  tile.chunk_end = plan.split ? chunk + 1 : chunks.end;
+  return !plan.split || (chunk >= chunks.begin && chunk < chunks.end);
+}
+
+void merge_item(const AttentionParams& params, const Plan& plan, std::int64_t item) {
+  const BatchView& batch = *params.batch;
+  const std::int64_t token = item / params.num_heads;
+  std::int32_t sequence = 0;
+  while (batch.query_start[sequence + 1] <= token) ++sequence;
+  const std::int32_t position =
+      batch.seq_lens[sequence] - batch.query_start[sequence + 1] + static_cast<std::int32_t>(token);
+  const Chunks chunks = chunks_of(params, position, position);
+  const float* partials = static_cast<const float*>(params.workspace) +
+                          (item * plan.longest_chunks + chunks.begin) * partial_floats(params.cache.head_dim);
+  kernels().attention_merge(params, token, static_cast<std::int32_t>(item % params.num_heads), partials,
+                            chunks.end - chunks.begin);
+}
+
+}  // namespace
+
+void attention(ThreadPool& threads, const AttentionParams& params) {
+  const Plan plan = plan_of(params, threads.num_threads());
+  const std::int64_t items = plan.items * (plan.split ? plan.longest_chunks : 1);
+  threads.parallel_for(items, [&](std::int64_t item, int thread) {
+    AttentionTile tile{};
+    if (!locate(params, plan, item, tile)) return;
+    tile.op = &params;
+    tile.partials = plan.split ? static_cast<float*>(params.workspace) : nullptr;
+    tile.chunk_stride = plan.longest_chunks;
+    tile.scratch = threads.scratch(thread);
+    kernels().attention(tile);
+  });
+  if (!plan.split) return;
+  threads.parallel_for(std::int64_t{params.batch->num_tokens} * params.num_heads,
+                       [&](std::int64_t item, int) { merge_item(params, plan, item); });
+}
+
+std::int64_t attention_workspace_bytes(int max_tokens, int num_heads, int head_dim, int max_seq_len) {
+  const std::int64_t states = std::int64_t{std::min(max_tokens, kMaxSplitTokens)} * num_heads * divide_up(max_seq_len, kKeyChunk);
+  return states * partial_floats(head_dim) * static_cast<std::int64_t>(sizeof(float));
+}
+
+}  // namespace paged::cpu

@@ -1,0 +1,361 @@
+// SPDX-License-Identifier: Apache-2.0
+// Paged attention for prefill and decode alike: online softmax (Milakov and Gimelshein, arXiv 1805.02867;
+// FlashAttention, arXiv 2205.14135) over tiles of 64 absolute key positions, chunks of 1024 merged in ascending order
+// (init, merge, normalise as in FlashInfer's state). The tree is fixed by positions alone, so a row's result does not
+// depend on the batch, on how its prompt was chunked, on the block size or on how many threads share the context. A
+// score is one fma chain over head_dim; an output one chain over the keys of a tile. Keys past a row's range score
+// -infinity; values outside the tile's range are never read.
+#include "cpu/isa/kernels.h"
+#include "cpu/isa/rows.h"
+#include "cpu/isa/vec_math.h"
+#include "cpu/kv_layout.h"
+
+namespace paged::cpu::PAGED_ISA_NAMESPACE {
+namespace {
+
+constexpr float kNegativeInfinity = -__builtin_inff();
+constexpr int kOutVectors = kScoreVectors;
+
+// Row r of a tile is query token r / num_heads, head r % num_heads. head_stride: head_dim rounded up to 16.
+struct Scratch {
+  alignas(64) float q[kMaxQueryRows * kMaxHeadDim];
+  alignas(64) float acc[kMaxQueryRows * kMaxHeadDim];    // of the chunk
+  alignas(64) float total[kMaxQueryRows * kMaxHeadDim];  // of the chunks before
+  alignas(64) float p[kMaxQueryRows * kKeyTile];         // scores, then their exponentials
+  alignas(64) std::byte keys[kKeyTile * kMaxHeadDim * sizeof(float)];
+  float max[kMaxQueryRows], sum[kMaxQueryRows], scale[kMaxQueryRows];
+  float total_max[kMaxQueryRows], total_sum[kMaxQueryRows];
+  const std::byte* values[kKeyTile];
+};
+static_assert(sizeof(Scratch) <= 512 * 1024);
+
+struct Range {
+  int begin;
+  int end;
+};
+
+PAGED_INLINE int smaller(int a, int b) { return a < b ? a : b; }
+PAGED_INLINE int larger(int a, int b) { return a > b ? a : b; }
+
+struct Walk {
+  const AttentionTile& tile;
+  Scratch& s;
+  const std::int32_t* block_table;
+  int num_rows;
+  int head_dim;
+  int head_stride;
+  int position;  // of the tile's first query
+
+  // Keys that query row r sees.
+  PAGED_INLINE Range keys_of(int row) const {
+    const int at = position + row / tile.num_heads;
+    return {tile.op->window > 0 ? larger(0, at - tile.op->window + 1) : 0, at + 1};
+  }
+  PAGED_INLINE std::int64_t token(int row) const {
+    return tile.op->batch->query_start[tile.sequence] + tile.query_begin + row / tile.num_heads;
+  }
+  PAGED_INLINE int head(int row) const { return tile.head_begin + row % tile.num_heads; }
+  PAGED_INLINE Range all_keys() const { return {keys_of(0).begin, keys_of(num_rows - 1).end}; }
+};
+
+// ---- scores
+
+// Sixteen keys each: keys[i] + d * stride elements (for bfloat16 pairs: + d / 2 * stride).
+template <typename C>
+struct KeyVectors {
+  const C* at[kKeyTile / 16];
+  std::int64_t stride;
+};
+
+template <typename C>
+PAGED_INLINE const C* piece_of(const Walk& walk, int key, int is_value) {
+  const KvCacheView& cache = walk.tile.op->cache;
+  const std::int64_t block = walk.block_table[key / cache.block_size];
+  return static_cast<const C*>(cache.data) + piece_offset(block, is_value, walk.tile.kv_head, cache.num_kv_heads,
+                                                          std::int64_t{cache.block_size} * cache.head_dim);
+}
+
+// Blocks of fewer than 16 keys: lays the tile's keys of `range` side by side in scratch.
+template <typename C>
+void gather_keys(const Walk& walk, int tile_begin, Range range) {
+  const int block_size = walk.tile.op->cache.block_size;
+  C* to = reinterpret_cast<C*>(walk.s.keys);
+  for (int key = range.begin; key < range.end; ++key) {
+    const C* piece = piece_of<C>(walk, key, 0);
+    for (int d = 0; d < walk.head_dim; ++d)
+      to[key_offset<C>(key - tile_begin, d, kKeyTile)] = piece[key_offset<C>(key % block_size, d, block_size)];
+  }
+}
+
+// Vectors wholly outside `range` repeat one inside: their scores are masked.
+template <typename C>
+KeyVectors<C> key_vectors(const Walk& walk, int tile_begin, Range range) {
+  constexpr int kGroup = kKeyGroup<C>;
+  const int block_size = walk.tile.op->cache.block_size;
+  KeyVectors<C> out;
+  out.stride = std::int64_t{kGroup} * (block_size < 16 ? kKeyTile : block_size);
+  if (block_size < 16) gather_keys<C>(walk, tile_begin, range);
+  for (int i = 0; i < kKeyTile / 16; ++i) {
+    const int first = tile_begin + 16 * i;
+    const int key = first >= range.end || first + 16 <= range.begin ? range.begin / 16 * 16 : first;
+    if (block_size < 16)
+      out.at[i] = reinterpret_cast<const C*>(walk.s.keys) + kGroup * (key - tile_begin);
+    else
+      out.at[i] = piece_of<C>(walk, key, 0) + kGroup * (key % block_size);
+  }
+  return out;
+}
+
+template <typename C, int kRows>
+PAGED_INLINE void score_step(const KeyVectors<C>& keys, int first, int d, const float* q, int q_stride,
+                             F32 (&acc)[kRows][kScoreVectors]) {
+  for (int v = 0; v < kScoreVectors; ++v) {
+    const F32 key = load(keys.at[first + v] + d * keys.stride);
+    for (int r = 0; r < kRows; ++r) acc[r][v] = fma(set1(q[r * q_stride + d]), key, acc[r][v]);
+  }
+}
+
+template <int kRows>
+PAGED_INLINE void score_pair_step(const KeyVectors<BFloat16>& keys, int first, int d, const float* q, int q_stride,
+                                  F32 (&acc)[kRows][kScoreVectors]) {
+  for (int v = 0; v < kScoreVectors; ++v) {
+    const I32 words = load_words(keys.at[first + v] + d / 2 * keys.stride);
+    const F32 even = even_bf16(words);
+    const F32 odd = odd_bf16(words);
+    for (int r = 0; r < kRows; ++r) {
+      acc[r][v] = fma(set1(q[r * q_stride + d]), even, acc[r][v]);
+      acc[r][v] = fma(set1(q[r * q_stride + d + 1]), odd, acc[r][v]);
+    }
+  }
+}
+
+template <typename C, int kRows>
+void score_rows(const Walk& walk, const KeyVectors<C>& keys, int row) {
+  const float* q = walk.s.q + row * walk.head_stride;
+  for (int first = 0; first < kKeyTile / 16; first += kScoreVectors) {
+    F32 acc[kRows][kScoreVectors];
+    for (int r = 0; r < kRows; ++r)
+      for (int v = 0; v < kScoreVectors; ++v) acc[r][v] = zero();
+    if constexpr (kKeyGroup<C> == 2)
+      for (int d = 0; d < walk.head_dim; d += 2) score_pair_step<kRows>(keys, first, d, q, walk.head_stride, acc);
+    else
+      for (int d = 0; d < walk.head_dim; ++d) score_step<C, kRows>(keys, first, d, q, walk.head_stride, acc);
+    for (int r = 0; r < kRows; ++r)
+      for (int v = 0; v < kScoreVectors; ++v)
+        store(walk.s.p + (row + r) * kKeyTile + (first + v) * 16, acc[r][v] * set1(walk.tile.op->scale));
+  }
+}
+
+// ---- softmax
+
+// Scores of row r -> exponentials; updates the row's max, sum and the factor its accumulators are scaled by.
+void softmax_row(const Walk& walk, int row, int tile_begin) {
+  Scratch& s = walk.s;
+  float* p = s.p + row * kKeyTile;
+  const Range keys = walk.keys_of(row);
+  const int begin = larger(keys.begin - tile_begin, 0);
+  const int end = smaller(keys.end - tile_begin, kKeyTile);
+  s.scale[row] = 1.0f;
+  if (begin >= end) {
+    for (int i = 0; i < kKeyTile; i += 16) store(p + i, zero());
+    return;
+  }
+  F32 v[kKeyTile / 16];
+  for (int i = 0; i < kKeyTile / 16; ++i) {
+    v[i] = load(p + 16 * i);
+    if (walk.tile.op->softcap > 0.0f) v[i] = set1(walk.tile.op->softcap) * tanh(v[i] / set1(walk.tile.op->softcap));
+    v[i] = keep_lanes(v[i], begin - 16 * i, end - 16 * i, kNegativeInfinity);
+  }
+  const float tile_max = reduce_max(max(max(v[0], v[1]), max(v[2], v[3])));
+  const float new_max = tile_max > s.max[row] ? tile_max : s.max[row];
+  for (int i = 0; i < kKeyTile / 16; ++i) {
+    v[i] = exp(v[i] - set1(new_max));
+    store(p + 16 * i, v[i]);
+  }
+  s.scale[row] = exp_scalar(s.max[row] - new_max);
+  s.sum[row] = s.sum[row] * s.scale[row] + reduce_add((v[0] + v[1]) + (v[2] + v[3]));
+  s.max[row] = new_max;
+}
+
+// ---- values
+
+// acc[rows][kVectors * 16 columns from d] = acc * scale + p @ values; `lanes` columns of the last vector exist.
+template <typename C, int kRows, int kVectors>
+PAGED_INLINE void value_columns(const Walk& walk, int row, int d, int lanes, Range keys) {
+  F32 acc[kRows][kVectors];
+  float* out = walk.s.acc + row * walk.head_stride + d;
+  for (int r = 0; r < kRows; ++r)
+    for (int v = 0; v < kVectors; ++v)
+      acc[r][v] = load(out + r * walk.head_stride + 16 * v) * set1(walk.s.scale[row + r]);
+  for (int key = keys.begin; key < keys.end; ++key) {
+    const C* value = reinterpret_cast<const C*>(walk.s.values[key]) + d;
+    for (int v = 0; v < kVectors; ++v) {
+      const F32 column = v + 1 < kVectors ? load(value + 16 * v) : load_lanes(value + 16 * v, lanes);
+      for (int r = 0; r < kRows; ++r) acc[r][v] = fma(set1(walk.s.p[(row + r) * kKeyTile + key]), column, acc[r][v]);
+    }
+  }
+  for (int r = 0; r < kRows; ++r)
+    for (int v = 0; v < kVectors; ++v) store(out + r * walk.head_stride + 16 * v, acc[r][v]);
+}
+
+template <typename C, int kRows>
+void value_rows(const Walk& walk, int row, Range keys) {
+  int d = 0;
+  for (; d + 16 * kOutVectors <= walk.head_dim; d += 16 * kOutVectors)
+    value_columns<C, kRows, kOutVectors>(walk, row, d, 16, keys);
+  for (; d < walk.head_dim; d += 16)
+    value_columns<C, kRows, 1>(walk, row, d, smaller(16, walk.head_dim - d), keys);
+}
+
+// ---- a tile of keys
+
+constexpr int kAttentionRows = kTileRows / 2;
+
+template <typename C, int kRows>
+PAGED_INLINE void score_some(const Walk& walk, const KeyVectors<C>& keys, int row, int num_rows) {
+  if (num_rows == kRows)
+    score_rows<C, kRows>(walk, keys, row);
+  else if constexpr (kRows > 1)
+    score_some<C, kRows - 1>(walk, keys, row, num_rows);
+}
+
+template <typename C, int kRows>
+PAGED_INLINE void value_some(const Walk& walk, int row, int num_rows, Range keys) {
+  if (num_rows == kRows)
+    value_rows<C, kRows>(walk, row, keys);
+  else if constexpr (kRows > 1)
+    value_some<C, kRows - 1>(walk, row, num_rows, keys);
+}
+
+template <typename C>
+void visit_keys(const Walk& walk, int tile_begin, Range range) {
+  const int block_size = walk.tile.op->cache.block_size;
+  const KeyVectors<C> keys = key_vectors<C>(walk, tile_begin, range);
+  for (int row = 0; row < walk.num_rows; row += kAttentionRows)
+    score_some<C, kAttentionRows>(walk, keys, row, smaller(kAttentionRows, walk.num_rows - row));
+  for (int row = 0; row < walk.num_rows; ++row) softmax_row(walk, row, tile_begin);
+  for (int key = range.begin; key < range.end; ++key)
+    walk.s.values[key - tile_begin] = reinterpret_cast<const std::byte*>(
+        piece_of<C>(walk, key, 1) + std::int64_t{key % block_size} * walk.head_dim);
+  const Range in_tile{range.begin - tile_begin, range.end - tile_begin};
+  for (int row = 0; row < walk.num_rows; row += kAttentionRows)
+    value_some<C, kAttentionRows>(walk, row, smaller(kAttentionRows, walk.num_rows - row), in_tile);
+}
+
+// ---- states: init, merge, normalise
+
+void init(float* max, float* sum, float* acc, int head_stride) {
+  *max = kNegativeInfinity;
+  *sum = 0.0f;
+  for (int d = 0; d < head_stride; d += 16) store(acc + d, zero());
+}
+
+// (max, sum, acc) += (other_max, other_sum, other_acc). An empty state changes nothing.
+void merge(float* max, float* sum, float* acc, float other_max, float other_sum, const float* other, int head_stride) {
+  if (other_max == kNegativeInfinity) return;
+  const float new_max = other_max > *max ? other_max : *max;
+  const float scale = exp_scalar(*max - new_max);
+  const float other_scale = exp_scalar(other_max - new_max);
+  for (int d = 0; d < head_stride; d += 16)
+    store(acc + d, load(acc + d) * set1(scale) + load(other + d) * set1(other_scale));
+  *sum = *sum * scale + other_sum * other_scale;
+  *max = new_max;
+}
+
+// out = acc / sum, with the head's sink in the sum.
+void normalise(const AttentionParams& op, int head, std::int64_t token, float max, float sum, const float* acc) {
+  const int head_dim = op.cache.head_dim;
+  float scale = 1.0f;
+  if (op.sinks != nullptr) {
+    const float new_max = op.sinks[head] > max ? op.sinks[head] : max;
+    scale = exp_scalar(max - new_max);
+    sum = sum * scale + exp_scalar(op.sinks[head] - new_max);
+  }
+  const F32 factor = set1(scale / sum);
+  with_type(op.out.dtype, [&](auto tag) {
+    auto* out = row_of<decltype(tag)>(op.out, token) + std::int64_t{head} * head_dim;
+    for_lanes(head_dim, [&](std::int64_t i, int n) { store_lanes(out + i, load(acc + i) * factor, n); });
+  });
+}
+
+void load_queries(const Walk& walk) {
+  with_type(walk.tile.op->q.dtype, [&](auto tag) {
+    using T = decltype(tag);
+    for (int row = 0; row < walk.num_rows; ++row) {
+      const T* q = row_of<const T>(walk.tile.op->q, walk.token(row)) + std::int64_t{walk.head(row)} * walk.head_dim;
+      float* to = walk.s.q + row * walk.head_stride;
+      for_lanes(walk.head_dim, [&](std::int64_t i, int n) { store(to + i, load_lanes(q + i, n)); });
+    }
+  });
+}
+
+void end_chunk(const Walk& walk, int chunk) {
+  Scratch& s = walk.s;
+  for (int row = 0; row < walk.num_rows; ++row) {
+    const float* acc = s.acc + row * walk.head_stride;
+    if (walk.tile.partials == nullptr) {
+      merge(&s.total_max[row], &s.total_sum[row], s.total + row * walk.head_stride, s.max[row], s.sum[row], acc,
+            walk.head_stride);
+      continue;
+    }
+    const std::int64_t index = walk.token(row) * walk.tile.op->num_heads + walk.head(row);
+    float* out = walk.tile.partials + (index * walk.tile.chunk_stride + chunk) * (16 + walk.head_stride);
+    out[0] = s.max[row];
+    out[1] = s.sum[row];
+    for (int d = 0; d < walk.head_stride; d += 16) store(out + 16 + d, load(acc + d));
+  }
+}
+
+void walk_chunk(const Walk& walk, int chunk) {
+  const Range all = walk.all_keys();
+  const Range keys{larger(all.begin, chunk * kKeyChunk), smaller(all.end, (chunk + 1) * kKeyChunk)};
+  Scratch& s = walk.s;
+  for (int row = 0; row < walk.num_rows; ++row)
+    init(&s.max[row], &s.sum[row], s.acc + row * walk.head_stride, walk.head_stride);
+  with_type(walk.tile.op->cache.dtype, [&](auto tag) {
+    for (int begin = keys.begin / kKeyTile * kKeyTile; begin < keys.end; begin += kKeyTile)
+      visit_keys<decltype(tag)>(walk, begin, {larger(keys.begin, begin), smaller(keys.end, begin + kKeyTile)});
+  });
+  end_chunk(walk, chunk);
+}
+
+}  // namespace
+
+void attention(const AttentionTile& tile) {
+  const BatchView& batch = *tile.op->batch;
+  const int sequence = tile.sequence;
+  const int query_len = batch.query_start[sequence + 1] - batch.query_start[sequence];
+  const int head_dim = tile.op->cache.head_dim;
+  const Walk walk{
+      .tile = tile,
+      .s = *reinterpret_cast<Scratch*>(tile.scratch),
+      .block_table = batch.block_tables + std::int64_t{batch.block_table_rows[sequence]} * batch.block_table_stride,
+      .num_rows = tile.num_queries * tile.num_heads,
+      .head_dim = head_dim,
+      .head_stride = (head_dim + 15) / 16 * 16,
+      .position = batch.seq_lens[sequence] - query_len + tile.query_begin,
+  };
+  load_queries(walk);
+  Scratch& s = walk.s;
+  for (int row = 0; row < walk.num_rows; ++row)
+    init(&s.total_max[row], &s.total_sum[row], s.total + row * walk.head_stride, walk.head_stride);
+  for (int chunk = tile.chunk_begin; chunk < tile.chunk_end; ++chunk) walk_chunk(walk, chunk);
+  if (tile.partials != nullptr) return;
+  for (int row = 0; row < walk.num_rows; ++row)
+    normalise(*tile.op, walk.head(row), walk.token(row), s.total_max[row], s.total_sum[row],
+              s.total + row * walk.head_stride);
+}
+
+void attention_merge(const AttentionParams& op, std::int64_t token, std::int32_t head, const float* partials,
+                     std::int32_t num_chunks) {
+  alignas(64) float acc[kMaxHeadDim];
+  const int head_stride = (op.cache.head_dim + 15) / 16 * 16;
+  float max;
+  float sum;
+  init(&max, &sum, acc, head_stride);
+  for (int chunk = 0; chunk < num_chunks; ++chunk, partials += 16 + head_stride)
+    merge(&max, &sum, acc, partials[0], partials[1], partials + 16, head_stride);
+  normalise(op, head, token, max, sum, acc);
+}
+
+}  // namespace paged::cpu::PAGED_ISA_NAMESPACE

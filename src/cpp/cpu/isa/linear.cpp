@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: Apache-2.0
+// x @ w.T for one tile of rows and panels. Every output is one chain of fused multiply-adds in ascending k, whatever the
+// number of rows, the register tile or the thread: a row's result does not depend on its batch. Three paths, one chain:
+//   few rows        weights are decoded in registers and used at once (decode streams the weights, memory bound)
+//   many rows       two panels are decoded into scratch once per 256 k and multiplied by all rows of the tile
+//   bf16 x bf16     where the machine has dpbf16, for every number of rows: a chain of dpbf16 over pairs of k
+#include "cpu/isa/kernels.h"
+#include "cpu/isa/linear_formats.h"
+#include "cpu/isa/rows.h"
+
+namespace paged::cpu::PAGED_ISA_NAMESPACE {
+namespace {
+
+constexpr int kFewRows = 4;
+constexpr int kBlockK = 256;       // k of one pass over many rows
+constexpr int kLongBlockK = 2048;  // k of one pass over few rows
+constexpr int kAccStride = kMaxTilePanels * kPanelRows;
+
+// Scratch of a tile. x is filled up with zeros to a multiple of 16 along k.
+struct Scratch {
+  float acc[kMaxTileRows * kAccStride];
+  alignas(64) float x[kMaxTileRows * kBlockK];  // or [kFewRows, kLongBlockK]
+  alignas(64) float w[kTilePanels * kBlockK * kPanelRows];
+};
+static_assert(kFewRows * kLongBlockK <= kMaxTileRows * kBlockK);
+static_assert(sizeof(Scratch) <= 256 * 1024);
+
+// Operands of one pass: `count` consecutive k.
+struct Pass {
+  const void* x;            // [num_rows, x_stride], float32, or bfloat16 for dpbf16
+  int x_stride;
+  int count;                // multiple of 8
+  std::int64_t k_begin;
+  const std::byte* panels;  // first panel of the tile, from its k = 0
+  std::int64_t panel_bytes;
+  float* acc;               // [num_rows, kAccStride]
+};
+
+template <int kRows, int kPanels>
+struct Accumulators {
+  F32 v[kRows][kPanels];
+
+  PAGED_INLINE void read(const float* acc) {
+    for (int r = 0; r < kRows; ++r)
+      for (int p = 0; p < kPanels; ++p) v[r][p] = load(acc + r * kAccStride + p * kPanelRows);
+  }
+  PAGED_INLINE void write(float* acc) const {
+    for (int r = 0; r < kRows; ++r)
+      for (int p = 0; p < kPanels; ++p) store(acc + r * kAccStride + p * kPanelRows, v[r][p]);
+  }
+};
+
+// ---- few rows
+
+template <typename Format, int kRows, int kPanels>
+void multiply_direct(const Pass& pass, int panel) {
+  const float* x = static_cast<const float*>(pass.x);
+  const std::byte* weights = pass.panels + panel * pass.panel_bytes;
+  Accumulators<kRows, kPanels> acc;
+  acc.read(pass.acc + panel * kPanelRows);
+  for (int k = 0; k < pass.count; k += Format::kGroup) {
+    for (int p = 0; p < kPanels; ++p) {
+      const std::byte* from = weights + p * pass.panel_bytes;
+      const auto scale = Format::scales(from, pass.k_begin + k);
+      for (int i = 0; i < Format::kGroup; i += 8) {
+        F32 w[8];
+        Format::decode(from, pass.k_begin + k + i, scale, w);
+        for (int j = 0; j < 8; ++j)
+          for (int r = 0; r < kRows; ++r)
+            acc.v[r][p] = fma(set1(x[r * pass.x_stride + k + i + j]), w[j], acc.v[r][p]);
+      }
+    }
+  }
+  acc.write(pass.acc + panel * kPanelRows);
+}
+
+template <typename Format, int kRows>
+void multiply_few(const Pass& pass, int num_rows, int num_panels) {
+  if constexpr (kRows > 1) {
+    if (num_rows < kRows) return multiply_few<Format, kRows - 1>(pass, num_rows, num_panels);
+  }
+  constexpr int kPanels = kDirectTiles / kRows > 1 ? kDirectTiles / kRows : 1;
+  int panel = 0;
+  for (; panel + kPanels <= num_panels; panel += kPanels) multiply_direct<Format, kRows, kPanels>(pass, panel);
+  for (; panel < num_panels; ++panel) multiply_direct<Format, kRows, 1>(pass, panel);
+}
+
+// ---- many rows
+
+// w: [kPanels][count][16].
+template <int kRows, int kPanels>
+void multiply_floats(const Pass& pass, const float* const* w, int row, int panel) {
+  const float* x = static_cast<const float*>(pass.x) + row * pass.x_stride;
+  float* out = pass.acc + row * kAccStride + panel * kPanelRows;
+  Accumulators<kRows, kPanels> acc;
+  acc.read(out);
+  for (int k = 0; k < pass.count; ++k) {
+    F32 weights[kPanels];
+    for (int p = 0; p < kPanels; ++p) weights[p] = load(w[p] + k * kPanelRows);
+    for (int r = 0; r < kRows; ++r) {
+      const F32 element = set1(x[r * pass.x_stride + k]);
+      for (int p = 0; p < kPanels; ++p) acc.v[r][p] = fma(element, weights[p], acc.v[r][p]);
+    }
+  }
+  acc.write(out);
+}
+
+// acc += x @ w over pairs: w [count / 2][16][2] bfloat16.
+template <int kRows, int kPanels>
+void multiply_pairs(const Pass& pass, int row, int panel) {
+  const std::byte* weights = pass.panels + panel * pass.panel_bytes + pass.k_begin / 2 * 64;
+  const BFloat16* x = static_cast<const BFloat16*>(pass.x) + row * pass.x_stride;
+  float* out = pass.acc + row * kAccStride + panel * kPanelRows;
+  Accumulators<kRows, kPanels> acc;
+  acc.read(out);
+  for (int k = 0; k < pass.count; k += 2) {
+    I32 words[kPanels];
+    for (int p = 0; p < kPanels; ++p) words[p] = load_words(weights + p * pass.panel_bytes + k / 2 * 64);
+    for (int r = 0; r < kRows; ++r) {
+      std::uint32_t pair;
+      __builtin_memcpy(&pair, x + r * pass.x_stride + k, 4);
+      const I32 element = set1_word(pair);
+      for (int p = 0; p < kPanels; ++p) acc.v[r][p] = dot_pairs(acc.v[r][p], words[p], element);
+    }
+  }
+  acc.write(out);
+}
+
+// Rows of one register tile, so that the tiles of `num_rows` are as even as they can be.
+PAGED_INLINE int even_tile(int num_rows) {
+  const int tiles = (num_rows + kTileRows - 1) / kTileRows;
+  return (num_rows + tiles - 1) / tiles;
+}
+
+template <int kPanels, int kRows>
+PAGED_INLINE void multiply_rows(const Pass& pass, const float* const* w, int row, int num_rows, int panel) {
+  if (num_rows == kRows)
+    multiply_floats<kRows, kPanels>(pass, w, row, panel);
+  else if constexpr (kRows > 1)
+    multiply_rows<kPanels, kRows - 1>(pass, w, row, num_rows, panel);
+}
+
+template <typename Format, int kPanels>
+void multiply_decoded(const Pass& pass, int num_rows, int panel, float* scratch) {
+  const float* w[kPanels];
+  for (int p = 0; p < kPanels; ++p) {
+    const std::byte* from = pass.panels + (panel + p) * pass.panel_bytes;
+    float* to = scratch + p * kBlockK * kPanelRows;
+    w[p] = to;
+    for (int k = 0; k < pass.count; k += Format::kGroup) {
+      const auto scale = Format::scales(from, pass.k_begin + k);
+      for (int i = 0; i < Format::kGroup; i += 8) {
+        F32 weights[8];
+        Format::decode(from, pass.k_begin + k + i, scale, weights);
+        for (int j = 0; j < 8; ++j) store(to + (k + i + j) * kPanelRows, weights[j]);
+      }
+    }
+  }
+  const int tile = even_tile(num_rows);
+  for (int row = 0; row < num_rows; row += tile)
+    multiply_rows<kPanels, kTileRows>(pass, w, row, num_rows - row < tile ? num_rows - row : tile, panel);
+}
+
+template <typename Format>
+void multiply_many(const Pass& pass, int num_rows, int num_panels, float* scratch) {
+  int panel = 0;
+  for (; panel + kTilePanels <= num_panels; panel += kTilePanels)
+    multiply_decoded<Format, kTilePanels>(pass, num_rows, panel, scratch);
+  for (; panel < num_panels; ++panel) multiply_decoded<Format, 1>(pass, num_rows, panel, scratch);
+}
+
+template <int kRows, int kPanels>
+void multiply_pair_rows(const Pass& pass, int row, int num_rows, int num_panels) {
+  if (num_rows == kRows) {
+    int panel = 0;
+    for (; panel + kPanels <= num_panels; panel += kPanels) multiply_pairs<kRows, kPanels>(pass, row, panel);
+    for (; panel < num_panels; ++panel) multiply_pairs<kRows, 1>(pass, row, panel);
+  } else if constexpr (kRows > 1) {
+    constexpr int kNext = kRows - 1 <= kFewRows ? kDirectTiles / (kRows - 1) : kTilePanels;
+    multiply_pair_rows<kRows - 1, kNext>(pass, row, num_rows, num_panels);
+  }
+}
+
+// ---- the tile
+
+// Copies columns [k, k + count) of the tile's rows, as To, zero filled up to x_stride where that reaches past cols.
+template <typename To, typename From>
+void copy_rows(const LinearTile& tile, std::int64_t k, int count, int stride, To* to) {
+  for (int r = 0; r < tile.num_rows; ++r) {
+    const From* from = row_of<const From>(tile.x, tile.row_begin + r) + k;
+    To* row = to + std::int64_t{r} * stride;
+    for_lanes(count, [&](std::int64_t i, int n) { store(row + i, load_lanes(from + i, n)); });
+  }
+}
+
+template <typename T>
+void finish_rows(const LinearTile& tile, const float* acc) {
+  for (int r = 0; r < tile.num_rows; ++r) {
+    for (int p = 0; p < tile.num_panels; ++p) {
+      const std::int64_t first = (tile.panel_begin + p) * kPanelRows;
+      const std::int64_t left = tile.weights->rows - first;
+      const int n = static_cast<int>(left < kPanelRows ? left : kPanelRows);
+      F32 sum = load(acc + r * kAccStride + p * kPanelRows);
+      if (tile.bias != nullptr) sum = sum + load_lanes(tile.bias + first, n);
+      store_lanes(row_of<T>(tile.out, tile.row_begin + r) + tile.column_begin + first, sum, n);
+    }
+  }
+}
+
+void run_pass(const LinearTile& tile, const Pass& pass, float* scratch) {
+  with_format(tile.weights->format, [&](auto format) {
+    if (tile.num_rows <= kFewRows)
+      multiply_few<decltype(format), kFewRows>(pass, tile.num_rows, tile.num_panels);
+    else
+      multiply_many<decltype(format)>(pass, tile.num_rows, tile.num_panels, scratch);
+  });
+}
+
+template <bool kSupported>
+void run_pair_pass(const LinearTile& tile, const Pass& pass) {
+  if constexpr (kSupported) {
+    const int rows = even_tile(tile.num_rows);
+    for (int row = 0; row < tile.num_rows; row += rows)
+      multiply_pair_rows<kTileRows, kTilePanels>(pass, row, tile.num_rows - row < rows ? tile.num_rows - row : rows,
+                                                 tile.num_panels);
+  }
+}
+
+}  // namespace
+
+void linear(const LinearTile& tile) {
+  Scratch& scratch = *reinterpret_cast<Scratch*>(tile.scratch);
+  const PackedMatrix& matrix = *tile.weights;
+  const bool pairs = kDotBf16 && matrix.format == PackedFormat::kBFloat16 && tile.x.dtype == DType::kBFloat16;
+  const int block = tile.num_rows <= kFewRows ? kLongBlockK : kBlockK;
+  __builtin_memset(scratch.acc, 0, static_cast<unsigned long>(tile.num_rows) * kAccStride * sizeof(float));
+  for (std::int64_t k = 0; k < matrix.cols; k += block) {
+    const int count = static_cast<int>(matrix.cols - k < block ? matrix.cols - k : block);
+    if (pairs)
+      copy_rows<BFloat16, BFloat16>(tile, k, count, block, reinterpret_cast<BFloat16*>(scratch.x));
+    else
+      with_type(tile.x.dtype, [&](auto tag) { copy_rows<float, decltype(tag)>(tile, k, count, block, scratch.x); });
+    const Pass pass{.x = scratch.x,
+                    .x_stride = block,
+                    .count = (count + 7) / 8 * 8,
+                    .k_begin = k,
+                    .panels = matrix.data + tile.panel_begin * matrix.panel_bytes,
+                    .panel_bytes = matrix.panel_bytes,
+                    .acc = scratch.acc};
+    if (pairs)
+      run_pair_pass<kDotBf16>(tile, pass);
+    else
+      run_pass(tile, pass, scratch.w);
+  }
+  with_type(tile.out.dtype, [&](auto tag) { finish_rows<decltype(tag)>(tile, scratch.acc); });
+}
+
+}  // namespace paged::cpu::PAGED_ISA_NAMESPACE

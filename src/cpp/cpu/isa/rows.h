@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// Rows of a MatrixView as typed pointers, and the switch from a runtime dtype to a type.
+#pragma once
+
+#include "cpu/isa/vec.h"
+#include "ops/ops.h"
+
+namespace paged::cpu::PAGED_ISA_NAMESPACE {
+
+template <typename T>
+PAGED_INLINE T* row_of(const MatrixView& view, std::int64_t row) {
+  return static_cast<T*>(view.data) + row * view.row_stride;
+}
+
+// Calls body(T{}) with the type of dtype.
+template <typename Body>
+PAGED_INLINE void with_type(DType dtype, Body body) {
+  switch (dtype) {
+    case DType::kFloat32: body(float{}); return;
+    case DType::kBFloat16: body(BFloat16{}); return;
+    case DType::kFloat16: body(Float16{}); return;
+  }
+}
+
+// Calls body(i, n) for every run of 16 elements of [0, count): n is 16, or less for the last run.
+template <typename Body>
+PAGED_INLINE void for_lanes(std::int64_t count, Body body) {
+  std::int64_t i = 0;
+  for (; i + 16 <= count; i += 16) body(i, 16);
+  if (i < count) body(i, static_cast<int>(count - i));
+}
+
+template <typename T>
+PAGED_INLINE F32 load_lanes(const T* p, int n) {
+  return n == 16 ? load(p) : load_first(p, n);
+}
+
+template <typename T>
+PAGED_INLINE void store_lanes(T* p, F32 x, int n) {
+  if (n == 16)
+    store(p, x);
+  else
+    store_first(p, x, n);
+}
+
+}  // namespace paged::cpu::PAGED_ISA_NAMESPACE

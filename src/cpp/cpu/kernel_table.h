@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+// The kernels of one instruction set. The sources in cpu/isa are compiled once for each; kernels() picks the best the
+// CPU and the operating system support, once, at its first call. PAGED_ISA=baseline|avx2|avx512|avx512bf16 overrides it
+// and throws std::invalid_argument where the CPU lacks it. (baseline is SSE2 on x86-64 and NEON on 64-bit Arm.)
+//
+// A kernel works on a range of rows or on one tile in the calling thread; who gets which is decided above, in cpu/*.cpp.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "ops/ops.h"
+
+namespace paged::cpu {
+
+inline constexpr int kMaxTileRows = 48;
+inline constexpr int kMaxTilePanels = 8;
+inline constexpr int kKeyTile = 64;       // keys of one step of the online softmax
+inline constexpr int kKeyChunk = 1024;    // keys whose state starts from init; states merge in ascending order
+inline constexpr int kMaxQueryRows = 32;  // (query token, head) pairs of one attention tile
+inline constexpr int kMaxHeadDim = 512;
+
+// out[rows, 16 * panels] = x @ weights.T + bias for some rows and some panels of one matrix.
+struct LinearTile {
+  MatrixView x;
+  MatrixView out;
+  const PackedMatrix* weights;
+  const float* bias;          // [weights.rows] or null
+  std::int64_t row_begin;
+  std::int64_t panel_begin;
+  std::int64_t column_begin;  // column of out that takes the matrix's first row
+  int num_rows;               // <= kMaxTileRows
+  int num_panels;             // <= kMaxTilePanels
+  std::byte* scratch;         // ThreadPool::kScratchBytes
+};
+
+// Some queries of a sequence, some query heads of one kv head, the keys of some chunks.
+struct AttentionTile {
+  const AttentionParams* op;
+  std::int32_t sequence;
+  std::int32_t kv_head;
+  std::int32_t head_begin;
+  std::int32_t num_heads;
+  std::int32_t query_begin;  // inside the sequence's scheduled tokens
+  std::int32_t num_queries;  // num_heads * num_queries <= kMaxQueryRows
+  std::int32_t chunk_begin;
+  std::int32_t chunk_end;
+  float* partials;           // null: merge the chunks and write out; else one state per row and chunk, see below
+  std::int32_t chunk_stride; // chunks a row has in partials
+  std::byte* scratch;
+};
+
+// State of the online softmax of one (query token, head) over one chunk: [m, l, 14 unused, acc[head_dim to 16]].
+constexpr std::int64_t partial_floats(std::int64_t head_dim) { return 16 + (head_dim + 15) / 16 * 16; }
+
+// One row of logits under temperature: probabilities relative to the largest.
+struct ExpRow {
+  const float* logits;  // [n]
+  std::int64_t n;
+  float max;
+  float inverse_temperature;
+  float* weights;       // [n] out: exp((logit - max) / temperature)
+  double* block_sums;   // [ceil(n / kSumBlock)] out
+};
+inline constexpr int kSumBlock = 256;
+
+struct KernelTable {
+  const char* isa;
+
+  void (*linear)(const LinearTile& tile);
+  void (*attention)(const AttentionTile& tile);
+  // Merges the states of chunks [begin, end) of one (token, head) and writes its row of out.
+  void (*attention_merge)(const AttentionParams& op, std::int64_t token, std::int32_t head, const float* partials,
+                          std::int32_t num_chunks);
+
+  void (*rms_norm)(const RmsNormParams& op, std::int64_t row_begin, std::int64_t row_end);
+  void (*add_rms_norm)(const AddRmsNormParams& op, std::int64_t row_begin, std::int64_t row_end);
+  void (*add)(const AddParams& op, std::int64_t row_begin, std::int64_t row_end);
+  void (*rope)(const RopeParams& op, std::int64_t row_begin, std::int64_t row_end);
+  void (*store_kv)(const StoreKvParams& op, std::int64_t row_begin, std::int64_t row_end);
+  void (*rope_store_kv)(const RopeStoreKvParams& op, std::int64_t row_begin, std::int64_t row_end);
+  void (*gated_activation)(const GatedActivationParams& op, std::int64_t row_begin, std::int64_t row_end);
+  void (*softcap)(const SoftcapParams& op, std::int64_t row_begin, std::int64_t row_end);
+
+  // Largest of row[0 .. n); NaN if any is NaN.
+  float (*row_max)(const float* row, std::int64_t n);
+  void (*exp_row)(const ExpRow& row);
+  // Writes the indices i with row[i] >= threshold to out in ascending order, at most capacity, beginning at `begin`;
+  // returns how many and sets next to where the search stopped.
+  std::int64_t (*collect)(const float* row, std::int64_t n, float threshold, std::int32_t* out, std::int64_t capacity,
+                          std::int64_t begin, std::int64_t* next);
+};
+
+const KernelTable& kernels();
+
+}  // namespace paged::cpu

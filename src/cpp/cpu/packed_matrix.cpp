@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cpu/packed_matrix.h"
+
+#include <sys/mman.h>
+
+#include <cstring>
+#include <new>
+
+#include "cpu/float16.h"
+
+namespace paged {
+namespace {
+
+using cpu::PackedFormat;
+using cpu::QuantLayout;
+
+std::int64_t panel_bytes_of(std::int64_t cols, PackedFormat format) {
+  const std::int64_t padded = (cols + 7) / 8 * 8;
+  if (const QuantLayout* layout = cpu::layout_of(format)) return cols / layout->block_k * layout->block_bytes();
+  return padded * cpu::kPanelRows * (format == PackedFormat::kFloat32 ? 4 : 2);
+}
+
+constexpr std::size_t kHuge = std::size_t{2} << 20;
+
+std::align_val_t alignment_of(std::int64_t bytes) {
+  return std::align_val_t{static_cast<std::size_t>(bytes) >= 2 * kHuge ? kHuge : 64};
+}
+
+std::byte* allocate(std::int64_t bytes) {
+  auto* data = static_cast<std::byte*>(::operator new(static_cast<std::size_t>(bytes), alignment_of(bytes)));
+  // Fewer TLB misses on a stream of weights; advice only, its failure costs nothing.
+  if (static_cast<std::size_t>(bytes) >= 2 * kHuge) madvise(data, static_cast<std::size_t>(bytes), MADV_HUGEPAGE);
+  return data;
+}
+
+float half_at(const std::byte* p) {
+  cpu::Float16 value;
+  std::memcpy(&value, p, sizeof(value));
+  return cpu::to_float(value);
+}
+
+struct Scale {
+  float scale;
+  float min;
+};
+
+Scale group_scale(const std::byte* block, const QuantLayout& layout, int group, int lane) {
+  Scale out{half_at(block + 2 * lane), 0.0f};
+  if (layout.has_min) out.min = half_at(block + 32 + 2 * lane);
+  if (layout.sub_scaled) {
+    const int at = group * cpu::kPanelRows + lane;
+    out.scale *= static_cast<float>(static_cast<std::int8_t>(block[layout.scales_offset() + at]));
+    if (layout.has_min) out.min *= -static_cast<float>(static_cast<std::int8_t>(block[layout.mins_offset() + at]));
+  }
+  if (layout.zero != 0) out.min = out.scale * static_cast<float>(-layout.zero);
+  return out;
+}
+
+int code_at(const std::byte* codes, const QuantLayout& layout, int k, int lane) {
+  if (layout.bits == 4) {
+    const int byte = std::to_integer<int>(codes[(k / 8) * 64 + lane * 4 + k % 4]);
+    return (k % 8 < 4) ? byte & 0xf : byte >> 4;
+  }
+  const std::byte byte = codes[(k / 4) * 64 + lane * 4 + k % 4];
+  return layout.is_signed ? static_cast<std::int8_t>(byte) : std::to_integer<int>(byte);
+}
+
+void unpack_quantised(const std::byte* panel, const QuantLayout& layout, int lane, std::int64_t cols, float* out) {
+  for (std::int64_t k0 = 0; k0 < cols; k0 += layout.block_k, panel += layout.block_bytes()) {
+    for (int group = 0; group < layout.groups(); ++group) {
+      const Scale s = group_scale(panel, layout, group, lane);
+      for (int i = 0; i < layout.group_k; ++i) {
+        const int k = group * layout.group_k + i;
+        out[k0 + k] = static_cast<float>(code_at(panel + layout.codes_offset(), layout, k, lane)) * s.scale + s.min;
+      }
+    }
+  }
+}
+
+template <typename T>
+T element(const std::byte* panel, std::int64_t index) {
+  T value;
+  std::memcpy(&value, panel + index * static_cast<std::int64_t>(sizeof(T)), sizeof(T));
+  return value;
+}
+
+}  // namespace
+
+PackedMatrix::PackedMatrix(std::int64_t num_rows, std::int64_t num_cols, PackedFormat packed_format)
+    : rows(num_rows),
+      cols(num_cols),
+      format(packed_format),
+      num_panels((num_rows + cpu::kPanelRows - 1) / cpu::kPanelRows),
+      panel_bytes(panel_bytes_of(num_cols, packed_format)),
+      data(allocate(num_panels * panel_bytes)) {}
+
+PackedMatrix::~PackedMatrix() { ::operator delete(data, alignment_of(num_panels * panel_bytes)); }
+
+void PackedMatrixDeleter::operator()(PackedMatrix* matrix) const { delete matrix; }
+
+std::int64_t num_rows(const PackedMatrix& matrix) { return matrix.rows; }
+std::int64_t num_cols(const PackedMatrix& matrix) { return matrix.cols; }
+std::int64_t num_bytes(const PackedMatrix& matrix) { return matrix.num_panels * matrix.panel_bytes; }
+
+namespace cpu {
+
+void unpack_row(const PackedMatrix& matrix, std::int64_t row, float* out) {
+  const std::byte* panel = matrix.data + row / kPanelRows * matrix.panel_bytes;
+  const int lane = static_cast<int>(row % kPanelRows);
+  if (const QuantLayout* layout = layout_of(matrix.format)) {
+    unpack_quantised(panel, *layout, lane, matrix.cols, out);
+    return;
+  }
+  for (std::int64_t k = 0; k < matrix.cols; ++k) {
+    if (matrix.format == PackedFormat::kFloat32)
+      out[k] = element<float>(panel, k * kPanelRows + lane);
+    else if (matrix.format == PackedFormat::kFloat16)
+      out[k] = to_float(element<Float16>(panel, k * kPanelRows + lane));
+    else
+      out[k] = to_float(element<BFloat16>(panel, (k / 2 * kPanelRows + lane) * 2 + k % 2));
+  }
+}
+
+}  // namespace cpu
+}  // namespace paged

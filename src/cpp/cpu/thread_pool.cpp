@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cpu/thread_pool.h"
+
+#include <pthread.h>
+#include <signal.h>
+
+#include <chrono>
+#include <new>
+#include <utility>
+
+#include "base/check.h"
+
+namespace paged {
+namespace {
+
+constexpr std::chrono::microseconds kSpin{40};
+constexpr std::align_val_t kAlignment{64};
+
+void pause_cpu() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Returns whether `done` came true within kSpin.
+template <typename Condition>
+bool spin_until(Condition done) {
+  const auto deadline = std::chrono::steady_clock::now() + kSpin;
+  do {
+    for (int i = 0; i < 32; ++i) {
+      if (done()) return true;
+      pause_cpu();
+    }
+  } while (std::chrono::steady_clock::now() < deadline);
+  return false;
+}
+
+class SignalsBlocked {
+ public:
+  SignalsBlocked() {
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before_);
+  }
+  ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+  SignalsBlocked(const SignalsBlocked&) = delete;
+  SignalsBlocked& operator=(const SignalsBlocked&) = delete;
+
+ private:
+  sigset_t before_;
+};
+
+}  // namespace
+
+void ThreadPool::AlignedDelete::operator()(std::byte* data) const { ::operator delete[](data, kAlignment); }
+
+ThreadPool::ThreadPool(int num_threads) {
+  PAGED_CHECK(num_threads >= 1 && num_threads <= 1024, "num_threads must be between 1 and 1024, got ", num_threads);
+  const std::size_t bytes = static_cast<std::size_t>(num_threads) * kScratchBytes;
+  scratch_.reset(static_cast<std::byte*>(::operator new[](bytes, kAlignment)));
+  try {
+    start_workers(num_threads - 1);
+  } catch (...) {
+    stop_workers();
+    throw;
+  }
+}
+
+ThreadPool::~ThreadPool() { stop_workers(); }
+
+void ThreadPool::start_workers(int num_workers) {
+  const SignalsBlocked blocked;  // a new thread inherits the mask
+  workers_.reserve(static_cast<std::size_t>(num_workers));
+  for (int i = 0; i < num_workers; ++i) workers_.emplace_back([this, i] { worker_loop(i + 1); });
+}
+
+void ThreadPool::stop_workers() {
+  stopping_.store(true, std::memory_order_release);
+  generation_.fetch_add(1, std::memory_order_release);
+  generation_.notify_all();
+  for (std::thread& worker : workers_) worker.join();
+  workers_.clear();
+}
+
+void ThreadPool::run(std::int64_t num_items, ItemFunction function, void* context) {
+  const std::lock_guard lock(caller_mutex_);
+  if (workers_.empty() || num_items <= 1) {
+    for (std::int64_t item = 0; item < num_items; ++item) function(context, item, 0);
+    return;
+  }
+  function_ = function;
+  context_ = context;
+  num_items_ = num_items;
+  error_ = nullptr;
+  cursor_.store(0, std::memory_order_relaxed);
+  entries_.store(0, std::memory_order_release);
+  generation_.fetch_add(1, std::memory_order_release);
+  generation_.notify_all();
+  run_items(0);
+  wait_for_workers();
+  if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+}
+
+void ThreadPool::run_items(int thread) {
+  try {
+    for (std::int64_t item; (item = cursor_.fetch_add(1, std::memory_order_relaxed)) < num_items_;)
+      function_(context_, item, thread);
+  } catch (...) {
+    cursor_.store(num_items_, std::memory_order_relaxed);
+    const std::lock_guard lock(error_mutex_);
+    if (!error_) error_ = std::current_exception();
+  }
+}
+
+void ThreadPool::wait_for_workers() {
+  entries_.fetch_or(kClosed, std::memory_order_acq_rel);
+  const auto empty = [this] { return entries_.load(std::memory_order_acquire) == kClosed; };
+  while (!spin_until(empty)) {
+    const std::uint32_t entries = entries_.load(std::memory_order_acquire);
+    if (entries != kClosed) entries_.wait(entries, std::memory_order_acquire);
+  }
+}
+
+std::uint32_t ThreadPool::wait_for_job(std::uint32_t seen) const {
+  const auto changed = [&] { return generation_.load(std::memory_order_acquire) != seen; };
+  if (!spin_until(changed)) generation_.wait(seen, std::memory_order_acquire);
+  return generation_.load(std::memory_order_acquire);
+}
+
+void ThreadPool::worker_loop(int thread) {
+  std::uint32_t seen = 0;
+  while (true) {
+    seen = wait_for_job(seen);
+    if (stopping_.load(std::memory_order_acquire)) return;
+    std::uint32_t entries = entries_.load(std::memory_order_acquire);
+    while ((entries & kClosed) == 0 &&
+           !entries_.compare_exchange_weak(entries, entries + 1, std::memory_order_acq_rel)) {
+    }
+    if ((entries & kClosed) != 0) continue;
+    run_items(thread);
+    if (entries_.fetch_sub(1, std::memory_order_acq_rel) == (kClosed | 1u)) entries_.notify_all();
+  }
+}
+
+}  // namespace paged

@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/engine.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <utility>
+
+namespace paged {
+namespace {
+
+// Signals belong to the application: a thread of ours must never be the one that receives them.
+class BlockedSignals {
+ public:
+  BlockedSignals() {
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &previous_);
+  }
+  ~BlockedSignals() { pthread_sigmask(SIG_SETMASK, &previous_, nullptr); }
+  BlockedSignals(const BlockedSignals&) = delete;
+  BlockedSignals& operator=(const BlockedSignals&) = delete;
+
+ private:
+  sigset_t previous_{};
+};
+
+BatchView view_of(const StepBatch& batch) {
+  BatchView view;
+  view.num_tokens = batch.num_tokens;
+  view.num_sequences = batch.num_sequences;
+  view.num_logits_rows = batch.num_logits_rows;
+  view.token_ids = batch.token_ids.data();
+  view.positions = batch.positions.data();
+  view.slot_mapping = batch.slot_mapping.data();
+  view.query_start = batch.query_start.data();
+  view.seq_lens = batch.seq_lens.data();
+  view.block_table_rows = batch.block_table_rows.data();
+  view.block_tables = batch.block_tables.data();
+  view.logits_rows = batch.logits_rows.data();
+  view.block_table_stride = batch.block_table_stride;
+  return view;
+}
+
+}  // namespace
+
+Engine::Engine(const SchedulerConfig& config, std::unique_ptr<Executor> executor, std::shared_ptr<ThreadPool> threads,
+               std::shared_ptr<const TokenTable> token_table)
+    : config_(config),
+      pid_(getpid()),
+      threads_(std::move(threads)),
+      executor_(std::move(executor)),
+      token_table_(std::move(token_table)),
+      vocab_size_(executor_->vocab_size()),
+      scheduler_(std::make_unique<Scheduler>(config)),
+      sampling_rows_(static_cast<std::size_t>(config.max_num_sequences)),
+      sampled_(static_cast<std::size_t>(config.max_num_sequences)),
+      sample_workspace_(ops::sample_workspace_bytes(Device::kCpu, threads_->num_threads(), config.max_num_sequences,
+                                                    vocab_size_)) {
+  publish_stats();
+  const BlockedSignals blocked;
+  thread_ = std::thread([this] { loop(); });
+}
+
+Engine::~Engine() { close(); }
+
+void Engine::check_usable() const {
+  if (getpid() != pid_)
+    throw EngineClosedError("this engine was made in another process: threads do not survive fork(); make the engine "
+                            "after the fork, or use the 'spawn' start method");
+  const std::lock_guard lock(mutex_);
+  if (!failure_.empty())
+    throw InternalError("the engine has failed and must be rebuilt; the first cause was: " + failure_);
+  if (closing_) throw EngineClosedError("the engine is closed");
+}
+
+void Engine::check_spec(const RequestSpec& spec) const {
+  for (std::size_t i = 0; i < spec.prompt.size(); ++i)
+    PAGED_CHECK(spec.prompt[i] >= 0 && spec.prompt[i] < vocab_size_, "prompt token ", i, " is ", spec.prompt[i],
+                "; this model's ids lie in [0, ", vocab_size_, ")");
+  const SamplingParams& s = spec.sampling;
+  PAGED_CHECK(s.temperature >= 0.0f && s.temperature <= 1e4f, "temperature must be in [0, 10000], got ", s.temperature);
+  PAGED_CHECK(s.top_p > 0.0f && s.top_p <= 1.0f, "top_p must be in (0, 1], got ", s.top_p);
+  PAGED_CHECK(s.top_k >= -1, "top_k must be -1 or 0 (all) or positive, got ", s.top_k);
+  PAGED_CHECK(s.max_tokens >= 1, "max_tokens must be at least 1, got ", s.max_tokens);
+  PAGED_CHECK(s.min_tokens >= 0 && s.min_tokens <= s.max_tokens, "min_tokens must be in [0, max_tokens = ",
+              s.max_tokens, "], got ", s.min_tokens);
+  PAGED_CHECK(s.stop.empty() || token_table_ != nullptr, "stop strings need a tokenizer, and this model has none");
+}
+
+std::shared_ptr<Request> Engine::submit(RequestSpec spec) {
+  check_usable();
+  check_spec(spec);
+  Scheduler::check_prompt(config_, spec.prompt.size());
+  std::shared_ptr<Request> request;
+  {
+    const std::lock_guard lock(mutex_);
+    request = std::make_shared<Request>(next_id_++, std::move(spec));
+    inbox_.push_back({request, 0});
+  }
+  wake_.notify_one();
+  return request;
+}
+
+void Engine::cancel(SequenceId id) {
+  if (getpid() != pid_) return;
+  {
+    const std::lock_guard lock(mutex_);
+    if (closing_) return;
+    inbox_.push_back({nullptr, id});
+  }
+  wake_.notify_one();
+}
+
+void Engine::close() {
+  if (getpid() != pid_) {
+    // In a forked child the thread does not exist and locks may be held for ever: leave the copy alone.
+    if (thread_.joinable()) thread_.detach();
+    static_cast<void>(executor_.release());
+    return;
+  }
+  const std::lock_guard close_lock(close_mutex_);
+  {
+    const std::lock_guard lock(mutex_);
+    closing_ = true;
+  }
+  wake_.notify_one();
+  if (thread_.joinable()) thread_.join();
+  executor_.reset();
+  scheduler_.reset();
+  threads_.reset();
+  sample_workspace_ = {};
+}
+
+bool Engine::closed() const {
+  if (getpid() != pid_) return true;
+  const std::lock_guard lock(mutex_);
+  return closing_;
+}
+
+EngineStats Engine::stats() const {
+  if (getpid() != pid_) return {};
+  const std::lock_guard lock(mutex_);
+  return stats_;
+}
+
+void Engine::loop() noexcept {
+  std::string failure;
+  try {
+    while (receive()) {
+      step();
+      publish_stats();
+    }
+  } catch (const std::exception& error) {
+    failure = error.what();
+  } catch (...) {
+    failure = "unknown exception";
+  }
+  {
+    const std::lock_guard lock(mutex_);
+    failure_ = failure;
+    received_ = std::exchange(inbox_, {});
+    if (failure.empty()) closing_ = true;
+  }
+  for (Message& message : received_)
+    if (message.submitted != nullptr) live_.emplace(message.submitted->id(), Live{message.submitted, TextStream({}), false});
+  end_all(failure.empty() ? FinishReason::kCancelled : FinishReason::kError, failure);
+}
+
+bool Engine::receive() {
+  received_.clear();
+  {
+    std::unique_lock lock(mutex_);
+    if (live_.empty()) wake_.wait(lock, [&] { return closing_ || !inbox_.empty(); });
+    if (closing_) return false;
+    std::swap(received_, inbox_);
+  }
+  for (Message& message : received_) {
+    if (message.submitted != nullptr)
+      admit(std::move(message.submitted));
+    else
+      end(message.cancelled, FinishReason::kCancelled);
+  }
+  return true;
+}
+
+void Engine::admit(std::shared_ptr<Request> request) {
+  const RequestSpec& spec = request->spec();
+  SequenceSpec sequence;
+  sequence.id = request->id();
+  sequence.prompt = spec.prompt;
+  sequence.priority = spec.priority;
+  sequence.cache_salt = spec.cache_salt;
+  sequence.stop.max_total_tokens = static_cast<std::int32_t>(std::min<std::int64_t>(
+      static_cast<std::int64_t>(spec.prompt.size()) + spec.sampling.max_tokens, config_.max_model_len));
+  sequence.stop.min_tokens = spec.sampling.min_tokens;
+  sequence.stop.stop_token_ids = spec.sampling.stop_token_ids;
+  scheduler_->add(std::move(sequence));
+  TextStream text(spec.sampling.stop, spec.sampling.include_stop_str_in_output);
+  const SequenceId id = request->id();
+  live_.emplace(id, Live{std::move(request), std::move(text), false});
+}
+
+void Engine::step() {
+  if (live_.empty()) return;  // the inbox held nothing but cancellations
+  const StepPlan& plan = scheduler_->schedule();
+  PAGED_INVARIANT(!plan.sequences.empty(), "nothing could be scheduled for ", live_.size(), " live requests");
+  const StepBatch& batch = scheduler_->build_batch(plan);
+  executor_->copy_blocks(plan.block_copies.sources, plan.block_copies.destinations);
+  const float* logits = executor_->run(view_of(batch));
+  sample(plan, logits);
+  events_.clear();
+  scheduler_->commit(plan, {sampled_.data(), static_cast<std::size_t>(plan.num_logits_rows)}, events_);
+  for (const TokenEvent& event : events_) deliver(event);
+  for (SequenceId id : failed_)
+    end(id, FinishReason::kError, "the model's logits are not numbers (NaN): the weights or the prompt overflow this dtype");
+  ++num_steps_;
+}
+
+void Engine::sample(const StepPlan& plan, const float* logits) {
+  failed_.clear();
+  if (plan.num_logits_rows == 0) return;
+  std::size_t row = 0;
+  for (const ScheduledSequence& scheduled : plan.sequences) {
+    if (!scheduled.samples) continue;
+    Live& live = live_.at(scheduled.id);
+    if (!std::exchange(live.started, true))
+      live.request->set_num_cached_tokens(scheduler_->find(scheduled.id)->num_cached_tokens);
+    const SamplingParams& params = live.request->spec().sampling;
+    sampling_rows_[row++] = {params.temperature, params.top_p, std::max(params.top_k, 0), params.seed,
+                             scheduled.sampled_position()};
+  }
+  const MatrixView view{const_cast<float*>(logits), plan.num_logits_rows, vocab_size_, vocab_size_, DType::kFloat32};
+  ops::sample({Device::kCpu, threads_.get(), nullptr},
+              {view, sampling_rows_.data(), sample_workspace_.data(), sampled_.data()});
+  row = 0;
+  for (const ScheduledSequence& scheduled : plan.sequences) {
+    if (!scheduled.samples) continue;
+    TokenId& token = sampled_[row++];
+    if (token >= 0) continue;
+    token = 0;  // negative is ops::sample's mark for a row of NaNs: only its request fails
+    failed_.push_back(scheduled.id);
+  }
+}
+
+void Engine::deliver(const TokenEvent& event) {
+  for (SequenceId id : failed_)
+    if (id == event.id) return;
+  Live& live = live_.at(event.id);
+  // The text of a stop token is not part of the answer; the token itself is, as in vLLM.
+  const bool is_stop_token = event.finish_reason == FinishReason::kStop;
+  bool stopped = false;
+  if (token_table_ != nullptr && !is_stop_token) stopped = live.text.push(token_table_->bytes_of(event.token));
+  live.request->append(event.token, live.text.take());
+  if (event.finish_reason != FinishReason::kNone)
+    end(event.id, stopped ? FinishReason::kStop : event.finish_reason);
+  else if (stopped)
+    end(event.id, FinishReason::kStop);
+}
+
+void Engine::end(SequenceId id, FinishReason reason, std::string_view error) {
+  const auto found = live_.find(id);
+  if (found == live_.end()) return;
+  scheduler_->remove(id);  // unless it has finished by itself
+  Live live = std::move(found->second);
+  live_.erase(found);
+  ++num_finished_;
+  live.request->finish(reason, live.text.finish(), error);
+}
+
+void Engine::end_all(FinishReason reason, std::string_view error) {
+  for (auto& [id, live] : live_) live.request->finish(reason, live.text.finish(), error);
+  live_.clear();
+}
+
+void Engine::publish_stats() {
+  const std::lock_guard lock(mutex_);
+  stats_.num_steps = num_steps_;
+  stats_.num_finished = num_finished_;
+  stats_.num_preemptions = scheduler_->num_preemptions();
+  stats_.num_cached_tokens = scheduler_->num_cached_tokens();
+  stats_.num_waiting = scheduler_->num_waiting();
+  stats_.num_running = scheduler_->num_running();
+  stats_.num_free_blocks = scheduler_->num_free_blocks();
+}
+
+}  // namespace paged

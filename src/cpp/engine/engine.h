@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+// The step loop. One thread per engine owns the scheduler and the executor: it takes requests from the inbox, and while
+// there is work schedules, runs, samples and commits one step after the other; it sleeps when idle and never takes the
+// GIL. Every public method may be called from any thread.
+#pragma once
+
+#include <sys/types.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include "base/aligned_buffer.h"
+#include "core/scheduler.h"
+#include "cpu/thread_pool.h"
+#include "engine/request.h"
+#include "engine/text_stream.h"
+#include "engine/token_table.h"
+#include "exec/executor.h"
+#include "ops/ops.h"
+
+namespace paged {
+
+// The engine was closed, or is used in a process forked from the one that made it.
+class EngineClosedError : public std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+struct EngineStats {
+  std::int64_t num_steps = 0;
+  std::int64_t num_preemptions = 0;
+  std::int64_t num_cached_tokens = 0;  // prompt tokens that the prefix cache served
+  std::int32_t num_waiting = 0;
+  std::int32_t num_running = 0;
+  std::int32_t num_free_blocks = 0;
+  std::int64_t num_finished = 0;
+};
+
+class Engine {
+ public:
+  Engine(const SchedulerConfig& config, std::unique_ptr<Executor> executor, std::shared_ptr<ThreadPool> threads,
+         std::shared_ptr<const TokenTable> token_table);
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  // Throws std::invalid_argument for what can never run, EngineClosedError, or InternalError with the first cause if
+  // the engine has failed.
+  std::shared_ptr<Request> submit(RequestSpec spec);
+  void cancel(SequenceId id);  // takes effect at the next step; unknown or finished: nothing happens
+  void close();                // idempotent; running requests end as cancelled; all memory is given back
+  bool closed() const;
+  EngineStats stats() const;
+
+ private:
+  struct Message {
+    std::shared_ptr<Request> submitted;  // null: cancel `cancelled`
+    SequenceId cancelled = 0;
+  };
+  struct Live {
+    std::shared_ptr<Request> request;
+    TextStream text;
+    bool started = false;  // has sampled
+  };
+
+  void check_usable() const;
+  void check_spec(const RequestSpec& spec) const;
+
+  // All below run on the engine thread.
+  void loop() noexcept;
+  bool receive();  // false: closing
+  void admit(std::shared_ptr<Request> request);
+  void step();
+  void sample(const StepPlan& plan, const float* logits);
+  void deliver(const TokenEvent& event);
+  void end(SequenceId id, FinishReason reason, std::string_view error = {});
+  void end_all(FinishReason reason, std::string_view error);
+  void publish_stats();
+
+  const SchedulerConfig config_;
+  const pid_t pid_;
+  std::shared_ptr<ThreadPool> threads_;
+  std::unique_ptr<Executor> executor_;
+  std::shared_ptr<const TokenTable> token_table_;
+  const std::int32_t vocab_size_;
+
+  std::unique_ptr<Scheduler> scheduler_;
+  std::unordered_map<SequenceId, Live> live_;
+  std::vector<SamplingRow> sampling_rows_;
+  std::vector<TokenId> sampled_;
+  std::vector<SequenceId> failed_;
+  std::vector<TokenEvent> events_;
+  AlignedBuffer sample_workspace_;
+  std::int64_t num_steps_ = 0;
+  std::int64_t num_finished_ = 0;
+
+  mutable std::mutex mutex_;  // guards what follows
+  std::condition_variable wake_;
+  std::vector<Message> inbox_;
+  bool closing_ = false;
+  std::string failure_;  // first cause, once the engine has failed
+  EngineStats stats_;
+  SequenceId next_id_ = 1;
+
+  std::vector<Message> received_;
+  std::mutex close_mutex_;  // close() from two threads
+  std::thread thread_;      // last: starts when all else stands
+};
+
+}  // namespace paged

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+// One request, seen from both sides: what was asked, and the outbox between the engine thread, which appends, and the
+// application's threads, which wait and take. Output that nobody takes is kept as one growing delta, never as a queue:
+// at most max_tokens tokens and their text, so a slow or absent consumer costs no more than its own answer.
+#pragma once
+
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "core/types.h"
+
+namespace paged {
+
+// How a request wants its tokens chosen and when it ends. Names and meanings are vLLM's. Checked by Engine::submit.
+struct SamplingParams {
+  float temperature = 1.0f;
+  float top_p = 1.0f;
+  std::int32_t top_k = 0;  // 0 or -1: all
+  std::uint64_t seed = 0;
+  std::int32_t max_tokens = 16;
+  std::int32_t min_tokens = 0;
+  std::vector<TokenId> stop_token_ids;  // including the model's end-of-sequence tokens unless they are ignored
+  std::vector<std::string> stop;        // UTF-8 bytes
+  bool include_stop_str_in_output = false;
+};
+
+struct RequestSpec {
+  std::vector<TokenId> prompt;
+  SamplingParams sampling;
+  std::int32_t priority = 0;  // lower is more urgent
+  std::string cache_salt;
+};
+
+// What has come since the last take.
+struct Delta {
+  std::vector<TokenId> token_ids;
+  std::string text;
+  FinishReason finish_reason = FinishReason::kNone;
+};
+
+// Seconds since submit; negative while it has not happened.
+struct RequestTimings {
+  double first_token_seconds = -1.0;
+  double total_seconds = -1.0;
+};
+
+class Request {
+ public:
+  using Clock = std::chrono::steady_clock;
+
+  Request(SequenceId id, RequestSpec spec) : id_(id), spec_(std::move(spec)), submitted_(Clock::now()) {}
+
+  SequenceId id() const { return id_; }
+  const RequestSpec& spec() const { return spec_; }
+
+  // Consumer side, any thread.
+  bool wait_for(std::chrono::milliseconds timeout);           // true: there is something to take, or it has finished
+  bool wait_finished_for(std::chrono::milliseconds timeout);  // true: it has finished
+  Delta take();
+  bool finished() const;
+  std::string error() const;  // empty unless finish_reason is kError
+  RequestTimings timings() const;
+  std::int32_t num_cached_tokens() const;
+
+  // Engine side.
+  void append(TokenId token, std::string_view text);
+  void set_num_cached_tokens(std::int32_t count);
+  void finish(FinishReason reason, std::string_view text, std::string_view error = {});
+
+ private:
+  const SequenceId id_;
+  const RequestSpec spec_;
+  const Clock::time_point submitted_;
+
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  Delta pending_;
+  FinishReason finish_reason_ = FinishReason::kNone;
+  std::string error_;
+  RequestTimings timings_;
+  std::int32_t num_cached_tokens_ = 0;
+  std::int32_t num_waiters_ = 0;  // those that want every delta; others wake only at the end
+};
+
+}  // namespace paged

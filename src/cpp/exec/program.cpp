@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "exec/program.h"
+
+#include <array>
+#include <utility>
+
+namespace paged {
+namespace {
+
+// What each kind of op takes. A range for the few that vary; vector: 0 none, 1 required, 2 optional.
+struct Signature {
+  OpKind kind;
+  std::string_view name;
+  std::size_t inputs;
+  std::size_t outputs;
+  std::size_t min_matrices;
+  std::size_t max_matrices;
+  int vector;
+};
+
+constexpr std::size_t kMaxParts = 8;
+constexpr std::array kSignatures = {
+    Signature{OpKind::kEmbedding, "embedding", 0, 1, 1, 1, 0},
+    Signature{OpKind::kLinear, "linear", 1, 1, 1, kMaxParts, 2},
+    Signature{OpKind::kRmsNorm, "rms_norm", 1, 1, 0, 0, 1},
+    Signature{OpKind::kAddRmsNorm, "add_rms_norm", 2, 2, 0, 0, 1},
+    Signature{OpKind::kAdd, "add", 2, 1, 0, 0, 0},
+    Signature{OpKind::kRope, "rope", 1, 1, 0, 0, 1},
+    Signature{OpKind::kStoreKv, "store_kv", 2, 0, 0, 0, 0},
+    Signature{OpKind::kRopeStoreKv, "rope_store_kv", 3, 1, 0, 0, 1},
+    Signature{OpKind::kAttention, "attention", 1, 1, 0, 0, 2},
+    Signature{OpKind::kGatedActivation, "gated_activation", 2, 1, 0, 0, 0},
+    Signature{OpKind::kGatherRows, "gather_rows", 1, 1, 0, 0, 0},
+    Signature{OpKind::kSoftcap, "softcap", 1, 1, 0, 0, 0},
+};
+
+const Signature& signature_of(OpKind kind) {
+  for (const Signature& signature : kSignatures)
+    if (signature.kind == kind) return signature;
+  detail::throw_invalid_argument("unknown op kind ", static_cast<int>(kind));
+}
+
+void check_arity(const Op& op, const Signature& expected) {
+  PAGED_CHECK(op.inputs.size() == expected.inputs && op.outputs.size() == expected.outputs, expected.name, ": expected ",
+              expected.inputs, " inputs and ", expected.outputs, " outputs, got ", op.inputs.size(), " and ",
+              op.outputs.size());
+  PAGED_CHECK(op.matrices.size() >= expected.min_matrices && op.matrices.size() <= expected.max_matrices, expected.name,
+              ": expected ", expected.min_matrices, " to ", expected.max_matrices, " matrices, got ", op.matrices.size());
+  const bool has_vector = op.vector >= 0;
+  PAGED_CHECK(expected.vector == 2 || has_vector == (expected.vector == 1), expected.name,
+              has_vector ? ": takes no vector" : ": needs a vector");
+}
+
+}  // namespace
+
+OpKind parse_op_kind(std::string_view name) {
+  for (const Signature& signature : kSignatures)
+    if (signature.name == name) return signature.kind;
+  detail::throw_invalid_argument("unknown op '", name, "'");
+}
+
+Activation parse_activation(std::string_view name) {
+  if (name == "silu") return Activation::kSilu;
+  if (name == "gelu_tanh") return Activation::kGeluTanh;
+  if (name == "gelu_erf") return Activation::kGeluErf;
+  detail::throw_invalid_argument("unknown activation '", name, "'; known: silu, gelu_tanh, gelu_erf");
+}
+
+Program::Program(const KvCacheSpec& kv_cache, const ArenaPlan& arena, std::int32_t vocab_size,
+                 std::int32_t max_positions)
+    : kv_cache_(kv_cache), arena_(arena), vocab_size_(vocab_size), max_positions_(max_positions) {
+  PAGED_CHECK(kv_cache.num_layers > 0 && kv_cache.num_kv_heads > 0 && kv_cache.head_dim > 0,
+              "KV cache: layers, heads and head size must be positive, got ", kv_cache.num_layers, ", ",
+              kv_cache.num_kv_heads, ", ", kv_cache.head_dim);
+  PAGED_CHECK(arena.num_bytes > 0 && arena.max_tokens > 0 && arena.max_logits_rows > 0 && vocab_size > 0 &&
+                  max_positions > 0,
+              "arena, rows, vocabulary and positions must be positive");
+}
+
+void Program::check_value(const Value& value, std::string_view op) const {
+  const std::int64_t rows = value.rows == Rows::kTokens ? arena_.max_tokens : arena_.max_logits_rows;
+  const std::int64_t end = value.offset + ((rows - 1) * value.row_stride + value.cols) * size_of(value.dtype);
+  PAGED_CHECK(value.offset >= 0 && value.cols > 0 && value.row_stride >= value.cols && end <= arena_.num_bytes, op,
+              ": a value of ", rows, " x ", value.cols, " (stride ", value.row_stride, ") at offset ", value.offset,
+              " leaves the arena of ", arena_.num_bytes, " bytes");
+}
+
+std::int32_t Program::add_matrix(const WeightSource& source, ThreadPool& threads) {
+  matrices_.push_back(pack_matrix(source, threads));
+  return static_cast<std::int32_t>(matrices_.size()) - 1;
+}
+
+std::int32_t Program::add_vector(std::vector<float> values) {
+  vectors_.push_back(std::move(values));
+  return static_cast<std::int32_t>(vectors_.size()) - 1;
+}
+
+void Program::add_op(Op op) {
+  const Signature& expected = signature_of(op.kind);
+  check_arity(op, expected);
+  for (const auto* values : {&op.inputs, &op.outputs})
+    for (const Value& value : *values) check_value(value, expected.name);
+  for (std::int32_t index : op.matrices)
+    PAGED_CHECK(index >= 0 && index < static_cast<std::int32_t>(matrices_.size()), expected.name, ": no matrix ", index);
+  PAGED_CHECK(op.vector < static_cast<std::int32_t>(vectors_.size()), expected.name, ": no vector ", op.vector);
+  PAGED_CHECK(op.attributes.layer >= 0 && op.attributes.layer < kv_cache_.num_layers, expected.name, ": layer ",
+              op.attributes.layer, " of ", kv_cache_.num_layers);
+  ops_.push_back(std::move(op));
+}
+
+std::vector<std::int64_t> Program::matrix_bytes() const {
+  std::vector<std::int64_t> bytes;
+  for (const PackedMatrixPtr& matrix : matrices_) bytes.push_back(num_bytes(*matrix));
+  return bytes;
+}
+
+std::int64_t Program::weight_bytes() const {
+  std::int64_t total = 0;
+  for (std::int64_t bytes : matrix_bytes()) total += bytes;
+  for (const std::vector<float>& vector : vectors_) total += static_cast<std::int64_t>(vector.size() * sizeof(float));
+  return total;
+}
+
+}  // namespace paged

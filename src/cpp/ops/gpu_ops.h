@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+// The GPU's side of ops.h: shapes are already checked. Without a GPU backend no_gpu.cpp implements these by throwing.
+#pragma once
+
+#include "ops/ops.h"
+
+namespace paged::gpu {
+
+void embedding(const ExecutionContext& context, const EmbeddingParams& params);
+void linear(const ExecutionContext& context, const LinearParams& params);
+void rms_norm(const ExecutionContext& context, const RmsNormParams& params);
+void add_rms_norm(const ExecutionContext& context, const AddRmsNormParams& params);
+void add(const ExecutionContext& context, const AddParams& params);
+void rope(const ExecutionContext& context, const RopeParams& params);
+void store_kv(const ExecutionContext& context, const StoreKvParams& params);
+void rope_store_kv(const ExecutionContext& context, const RopeStoreKvParams& params);
+void attention(const ExecutionContext& context, const AttentionParams& params);
+void gated_activation(const ExecutionContext& context, const GatedActivationParams& params);
+void gather_rows(const ExecutionContext& context, const GatherRowsParams& params);
+void softcap(const ExecutionContext& context, const SoftcapParams& params);
+void sample(const ExecutionContext& context, const SampleParams& params);
+void copy_blocks(const ExecutionContext& context, const CopyBlocksParams& params);
+
+std::int64_t attention_workspace_bytes(int max_tokens, int num_heads, int head_dim, int max_seq_len);
+std::int64_t sample_workspace_bytes(std::int64_t max_rows, std::int64_t vocab_size);
+
+}  // namespace paged::gpu

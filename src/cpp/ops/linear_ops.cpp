@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cpu/cpu_ops.h"
+#include "ops/gpu_ops.h"
+#include "ops/shape_checks.h"
+
+namespace paged::ops {
+
+void embedding(const ExecutionContext& context, const EmbeddingParams& params) {
+  PAGED_CHECK(params.table != nullptr, "embedding: no table");
+  check_matrix("embedding", "out", params.out, {params.out.rows, num_cols(*params.table)});
+  PAGED_CHECK(params.out.cols * 4 <= static_cast<std::int64_t>(ThreadPool::kScratchBytes),
+              "embedding: rows of at most ", ThreadPool::kScratchBytes / 4, " columns are supported, got ",
+              params.out.cols);
+  if (context.device == Device::kGpu) return gpu::embedding(context, params);
+  cpu::embedding(pool_of(context), params);
+}
+
+void linear(const ExecutionContext& context, const LinearParams& params) {
+  PAGED_CHECK(params.num_parts > 0, "linear: no weights");
+  std::int64_t cols = 0;
+  for (int i = 0; i < params.num_parts; ++i) {
+    const PackedMatrix& part = *params.parts[i];
+    PAGED_CHECK(num_cols(part) == params.x.cols, "linear: part ", i, " is [", num_rows(part), ", ", num_cols(part),
+                "] but x has ", params.x.cols, " columns");
+    cols += num_rows(part);
+  }
+  check_matrix("linear", "x", params.x, {params.x.rows, params.x.cols});
+  check_matrix("linear", "out", params.out, {params.x.rows, cols});
+  PAGED_CHECK(params.out.dtype == DType::kFloat32 || params.out.dtype == params.x.dtype,
+              "linear: out must be float32 or x's ", name_of(params.x.dtype), ", got ", name_of(params.out.dtype));
+  if (context.device == Device::kGpu) return gpu::linear(context, params);
+  cpu::linear(pool_of(context), params);
+}
+
+}  // namespace paged::ops

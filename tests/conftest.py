@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+
+class _RealModels(dict[str, Path]):
+    """Asking for a model that is not at hand skips the test and says how to get it."""
+
+    def __missing__(self, name: str) -> Path:
+        pytest.skip(f"no model '{name}': put it into a folder and name the folder in PAGED_TEST_MODELS")
+
+
+@pytest.fixture(scope="session")
+def real_models() -> Mapping[str, Path]:
+    """Small real models: "smollm2-135m-instruct.gguf" (pulled if it is missing) and, where the folder named by
+    PAGED_TEST_MODELS has them, "gemma-3-270m.gguf", "smollm2-135m-instruct" and "gemma-3-270m" (Hugging Face folders).
+    """
+    found = _RealModels()
+    folder = os.environ.get("PAGED_TEST_MODELS")
+    if folder:
+        for path in Path(folder).iterdir():
+            if path.suffix == ".gguf" or (path / "config.json").is_file():
+                found[path.name] = path
+    if "smollm2-135m-instruct.gguf" not in found:
+        from paged.loading.pull import pull
+
+        found["smollm2-135m-instruct.gguf"] = pull("smollm2-135m")
+    return found

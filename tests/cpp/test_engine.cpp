@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+// The step loop under a fake model: outputs, errors, lifetime, and many threads at once (run under TSan as well).
+#include <chrono>
+#include <memory>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "check.h"
+#include "engine/engine.h"
+#include "fake_model.h"
+
+namespace paged {
+namespace {
+
+using test::fake_completion;
+using test::FakeModel;
+
+constexpr std::chrono::milliseconds kLong(60000);
+
+SchedulerConfig small_config() {
+  SchedulerConfig config;
+  config.num_blocks = 24;
+  config.block_size = 4;
+  config.max_num_sequences = 8;
+  config.max_num_batched_tokens = 16;
+  config.max_model_len = 64;
+  return config;
+}
+
+struct Fixture {
+  explicit Fixture(TokenId poison_token = -1, TokenId fatal_token = -1,
+                   const SchedulerConfig& config = small_config()) {
+    auto model = std::make_unique<FakeModel>(config.num_blocks, config.block_size);
+    model->poison_token = poison_token;
+    model->fatal_token = fatal_token;
+    std::string bytes;
+    std::vector<std::int64_t> offsets = {0};
+    for (char c = 0; c < test::kFakeVocab; ++c) {
+      bytes += static_cast<char>('!' + c);
+      offsets.push_back(static_cast<std::int64_t>(bytes.size()));
+    }
+    auto table = std::make_shared<const TokenTable>(std::move(bytes), std::move(offsets));
+    engine = std::make_unique<Engine>(config, std::move(model), std::make_shared<ThreadPool>(1), std::move(table));
+  }
+  std::unique_ptr<Engine> engine;
+};
+
+RequestSpec greedy(std::vector<TokenId> prompt, std::int32_t max_tokens) {
+  RequestSpec spec;
+  spec.prompt = std::move(prompt);
+  spec.sampling.temperature = 0.0f;
+  spec.sampling.max_tokens = max_tokens;
+  return spec;
+}
+
+std::string text_of(const std::vector<TokenId>& tokens) {
+  std::string text;
+  for (TokenId token : tokens) text += static_cast<char>('!' + token);
+  return text;
+}
+
+TEST(tokens_and_text_are_those_of_the_model) {
+  Fixture fixture;
+  const std::vector<TokenId> prompt = {1, 2, 3, 4, 5, 6, 7};
+  const auto request = fixture.engine->submit(greedy(prompt, 20));
+  CHECK(request->wait_finished_for(kLong));
+  const Delta delta = request->take();
+  CHECK(delta.token_ids == fake_completion(prompt, 20));
+  CHECK_EQ(delta.text, text_of(delta.token_ids));
+  CHECK(delta.finish_reason == FinishReason::kLength);
+}
+
+TEST(a_stop_token_ends_without_its_text_and_a_stop_string_before_itself) {
+  Fixture fixture;
+  const std::vector<TokenId> prompt = {9, 8, 7};
+  const std::vector<TokenId> expected = fake_completion(prompt, 6);
+  RequestSpec by_token = greedy(prompt, 20);
+  by_token.sampling.stop_token_ids = {expected[3]};
+  RequestSpec by_string = greedy(prompt, 20);
+  by_string.sampling.stop = {text_of({expected[4], expected[5]})};
+  const auto first = fixture.engine->submit(by_token);
+  const auto second = fixture.engine->submit(by_string);
+  CHECK(first->wait_finished_for(kLong) && second->wait_finished_for(kLong));
+  const Delta a = first->take();
+  const Delta b = second->take();
+  CHECK_EQ(a.token_ids.size(), 4u);
+  CHECK_EQ(a.text, text_of({expected[0], expected[1], expected[2]}));
+  CHECK(a.finish_reason == FinishReason::kStop && b.finish_reason == FinishReason::kStop);
+  CHECK_EQ(b.token_ids.size(), 6u);
+  CHECK_EQ(b.text, text_of({expected[0], expected[1], expected[2], expected[3]}));
+}
+
+TEST(what_can_never_run_is_refused_at_submit_with_the_numbers) {
+  Fixture fixture;
+  CHECK_THROWS(fixture.engine->submit(greedy({}, 4)), std::invalid_argument, "empty");
+  CHECK_THROWS(fixture.engine->submit(greedy(std::vector<TokenId>(64, 1), 4)), std::invalid_argument, "64");
+  CHECK_THROWS(fixture.engine->submit(greedy({test::kFakeVocab}, 4)), std::invalid_argument, "61");
+  CHECK_THROWS(fixture.engine->submit(greedy({1}, 0)), std::invalid_argument, "max_tokens");
+  const auto request = fixture.engine->submit(greedy({1}, 4));
+  CHECK(request->wait_finished_for(kLong));
+}
+
+TEST(a_row_of_nan_fails_its_request_alone) {
+  const std::vector<TokenId> healthy = {3, 1, 4};
+  Fixture fixture(60);
+  const auto bad = fixture.engine->submit(greedy({60}, 8));
+  const auto good = fixture.engine->submit(greedy(healthy, 4));
+  CHECK(bad->wait_finished_for(kLong) && good->wait_finished_for(kLong));
+  CHECK(bad->take().finish_reason == FinishReason::kError);
+  CHECK(bad->error().find("NaN") != std::string::npos);
+  CHECK(good->take().token_ids == fake_completion(healthy, 4));
+}
+
+TEST(a_failing_step_poisons_the_engine_and_names_the_first_cause) {
+  Fixture fixture(-1, 59);
+  const auto request = fixture.engine->submit(greedy({59}, 8));
+  CHECK(request->wait_finished_for(kLong));
+  CHECK(request->take().finish_reason == FinishReason::kError);
+  CHECK_THROWS(fixture.engine->submit(greedy({1}, 1)), InternalError, "fatal token");
+  fixture.engine->close();
+}
+
+TEST(close_ends_what_runs_and_may_be_called_again) {
+  Fixture fixture;
+  std::vector<std::shared_ptr<Request>> requests;
+  for (TokenId i = 0; i < 30; ++i) requests.push_back(fixture.engine->submit(greedy({i}, 60)));
+  fixture.engine->close();
+  fixture.engine->close();
+  for (const auto& request : requests) CHECK(request->finished());
+  CHECK(fixture.engine->closed());
+  CHECK_THROWS(fixture.engine->submit(greedy({1}, 1)), EngineClosedError, "closed");
+}
+
+// One of many client threads: submits, takes, sometimes cancels. What finishes equals the model's own completion, what
+// was cancelled is a prefix of it.
+void run_client(Engine& engine, unsigned seed) {
+  std::mt19937 random(seed);
+  for (int round = 0; round < 25; ++round) {
+    std::vector<TokenId> prompt(1 + random() % 30);
+    for (TokenId& token : prompt) token = static_cast<TokenId>(random() % 3);  // few ids: prefixes are shared
+    const auto count = static_cast<std::int32_t>(1 + random() % 25);
+    RequestSpec spec = greedy(prompt, count);
+    spec.priority = static_cast<std::int32_t>(random() % 3);
+    const auto request = engine.submit(spec);
+    const bool cancels = random() % 4 == 0;
+    std::vector<TokenId> tokens;
+    for (Delta delta; delta.finish_reason == FinishReason::kNone;) {
+      CHECK(request->wait_for(kLong));
+      delta = request->take();
+      tokens.insert(tokens.end(), delta.token_ids.begin(), delta.token_ids.end());
+      if (cancels) engine.cancel(request->id());
+    }
+    std::vector<TokenId> expected = fake_completion(prompt, static_cast<std::size_t>(count));
+    if (cancels) expected.resize(std::min(expected.size(), tokens.size()));
+    CHECK(tokens == expected, "seed ", seed, " round ", round);
+  }
+}
+
+TEST(many_threads_submit_take_and_cancel_at_once) {
+  Fixture fixture;
+  std::vector<std::thread> clients;
+  std::atomic<int> num_failures{0};
+  for (unsigned seed = 0; seed < 6; ++seed)
+    clients.emplace_back([&, seed] {
+      try {
+        run_client(*fixture.engine, seed);
+      } catch (const std::exception& error) {
+        std::printf("%s\n", error.what());
+        ++num_failures;
+      }
+    });
+  for (std::thread& client : clients) client.join();
+  CHECK_EQ(num_failures.load(), 0);
+  const EngineStats stats = fixture.engine->stats();
+  CHECK_EQ(stats.num_waiting + stats.num_running, 0);
+  CHECK_EQ(stats.num_free_blocks, small_config().num_blocks);
+}
+
+TEST(close_races_with_submit_and_cancel) {
+  for (int round = 0; round < 20; ++round) {
+    Fixture fixture;
+    std::thread client([&] {
+      try {
+        while (true) fixture.engine->cancel(fixture.engine->submit(greedy({1, 2}, 30))->id());
+      } catch (const EngineClosedError&) {
+      }
+    });
+    std::thread closer([&] { fixture.engine->close(); });
+    fixture.engine->close();
+    closer.join();
+    client.join();
+  }
+}
+
+}  // namespace
+}  // namespace paged

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packed weights hold the checkpoint's values, products match float64, and a row never depends on its batch."""
+
+from __future__ import annotations
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf.quants import dequantize, quantize
+from paged import _C
+
+ops = _C.ops
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Relative to the largest output. The sum itself is float32 whatever the operands.
+TOLERANCE = 4e-6
+
+QUANTISED = {
+    "q8_0": gguf.GGMLQuantizationType.Q8_0,
+    "q4_0": gguf.GGMLQuantizationType.Q4_0,
+    "q4_1": gguf.GGMLQuantizationType.Q4_1,
+    "q5_0": gguf.GGMLQuantizationType.Q5_0,
+    "q5_1": gguf.GGMLQuantizationType.Q5_1,
+    "q4_k": gguf.GGMLQuantizationType.Q4_K,
+    "q5_k": gguf.GGMLQuantizationType.Q5_K,
+    "q6_k": gguf.GGMLQuantizationType.Q6_K,
+}
+
+
+@pytest.fixture(scope="module")
+def threads() -> _C.ThreadPool:
+    return _C.ThreadPool(3)
+
+
+def random(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def quantised_rows(name: str, rows: int, cols: int) -> tuple[np.ndarray, torch.Tensor]:
+    """Bytes of a quantised matrix and the values that the gguf package reads from them."""
+    kind = QUANTISED[name]
+    if name.endswith("_k"):  # the package cannot write these: random codes under sane scales
+        block, size = gguf.GGML_QUANT_SIZES[kind]
+        data = np.random.default_rng(0).integers(0, 256, (rows, cols // block, size), dtype=np.uint8)
+        scales = np.random.default_rng(1).normal(0, 0.01, (rows, cols // block, 2)).astype(np.float16)
+        if name == "q6_k":
+            data[:, :, 208:210] = scales[:, :, :1].view(np.uint8)
+        else:
+            data[:, :, 0:4] = scales.view(np.uint8)
+        data = data.reshape(rows, -1)
+    else:
+        data = quantize(random((rows, cols)).numpy(), kind)
+    return data, torch.from_numpy(dequantize(data, kind))
+
+
+def pack(threads: _C.ThreadPool, weights: torch.Tensor) -> _C.PackedMatrix:
+    name = {dtype: name for name, dtype in DTYPES.items()}[weights.dtype]
+    return ops.pack(threads, weights, name, *weights.shape)
+
+
+def linear(threads: _C.ThreadPool, x: torch.Tensor, *parts: _C.PackedMatrix, **keywords: torch.Tensor) -> torch.Tensor:
+    out = torch.full((x.shape[0], sum(part.rows for part in parts)), torch.nan)
+    ops.linear(threads, x, list(parts), out, **keywords)
+    return out
+
+
+def check(out: torch.Tensor, x: torch.Tensor, weights: torch.Tensor, tolerance: float = TOLERANCE) -> None:
+    reference = x.double() @ weights.double().T
+    assert (out.double() - reference).abs().max() <= tolerance * reference.abs().max()
+
+
+@pytest.mark.parametrize("name", DTYPES)
+@pytest.mark.parametrize(("rows", "cols"), [(1, 1), (16, 8), (37, 45), (130, 513), (64, 4099)])
+def test_floats_are_packed_exactly(threads: _C.ThreadPool, name: str, rows: int, cols: int) -> None:
+    weights = random((rows, cols), DTYPES[name])
+    out = torch.full((rows, cols), torch.nan)
+    ops.unpack(threads, pack(threads, weights), out)
+    assert torch.equal(out, weights.float())
+
+
+@pytest.mark.parametrize("name", QUANTISED)
+def test_quantised_weights_equal_the_gguf_package(threads: _C.ThreadPool, name: str) -> None:
+    data, reference = quantised_rows(name, 37, 768)
+    out = torch.full(reference.shape, torch.nan)
+    ops.unpack(threads, ops.pack(threads, data, name, *reference.shape), out)
+    assert torch.equal(out, reference)
+
+
+@pytest.mark.parametrize("name", QUANTISED)
+def test_kernels_decode_the_same_bits(threads: _C.ThreadPool, name: str) -> None:
+    data, reference = quantised_rows(name, 37, 512)
+    matrix = ops.pack(threads, data, name, *reference.shape)
+    for rows in (1, 512):  # both decoders: in registers, and into scratch
+        out = linear(threads, torch.eye(512)[:rows], matrix)
+        assert torch.equal(out, reference.T[:rows])
+
+
+@pytest.mark.parametrize("x_name", DTYPES)
+@pytest.mark.parametrize("name", DTYPES)
+@pytest.mark.parametrize(("rows", "cols"), [(5, 3), (37, 45), (96, 576), (250, 2500)])
+@pytest.mark.parametrize("num_tokens", [1, 3, 4, 5, 12, 13, 48, 49, 101])
+def test_products_match_float64(
+    threads: _C.ThreadPool, x_name: str, name: str, rows: int, cols: int, num_tokens: int
+) -> None:
+    x, weights = random((num_tokens, cols), DTYPES[x_name]), random((rows, cols), DTYPES[name], seed=1)
+    check(linear(threads, x, pack(threads, weights)), x, weights)
+
+
+@pytest.mark.parametrize("name", QUANTISED)
+@pytest.mark.parametrize("num_tokens", [1, 2, 7, 60])
+def test_quantised_products_match_float64(threads: _C.ThreadPool, name: str, num_tokens: int) -> None:
+    data, weights = quantised_rows(name, 133, 2304)
+    x = random((num_tokens, 2304))
+    check(linear(threads, x, ops.pack(threads, data, name, *weights.shape)), x, weights)
+
+
+@pytest.mark.parametrize("x_name", DTYPES)
+@pytest.mark.parametrize("name", [*DTYPES, *QUANTISED])
+def test_a_row_does_not_depend_on_its_batch(threads: _C.ThreadPool, x_name: str, name: str) -> None:
+    rows, cols = 200, 2304
+    if name in DTYPES:
+        matrix = pack(threads, random((rows, cols), DTYPES[name]))
+    else:
+        matrix = ops.pack(threads, quantised_rows(name, rows, cols)[0], name, rows, cols)
+    x = random((512, cols), DTYPES[x_name], seed=2)
+    whole = linear(threads, x, matrix)
+    alone = _C.ThreadPool(1)
+    for size in (1, 2, 3, 4, 5, 11, 12, 13, 47, 49):
+        begin = 7 * size
+        assert torch.equal(linear(alone, x[begin : begin + size], matrix), whole[begin : begin + size])
+
+
+def test_parts_bias_and_strides(threads: _C.ThreadPool) -> None:
+    parts = [random((rows, 256), dtype, seed) for seed, (rows, dtype) in enumerate(zip((40, 7, 33), DTYPES.values(), strict=True))]
+    data, quantised = quantised_rows("q6_k", 50, 256)
+    packed = [pack(threads, part) for part in parts] + [ops.pack(threads, data, "q6_k", 50, 256)]
+    bias = random((130,), seed=9)
+    wide_x, wide_out = random((6, 300), seed=8), torch.zeros(6, 140)
+    x = wide_x[:, 10:266]
+    ops.linear(threads, x, packed, wide_out[:, 4:134], bias=bias)
+    weights = torch.cat([part.double() for part in parts] + [quantised.double()])
+    reference = x.double() @ weights.T + bias
+    assert (wide_out[:, 4:134] - reference).abs().max() <= TOLERANCE * reference.abs().max()
+    assert not wide_out[:, :4].any() and not wide_out[:, 134:].any()
+
+
+def test_row_order_and_output_dtype(threads: _C.ThreadPool) -> None:
+    weights, x = random((48, 64), torch.bfloat16), random((5, 64), torch.bfloat16, seed=1)
+    order = torch.randperm(48, generator=torch.Generator().manual_seed(0)).to(torch.int32)
+    matrix = ops.pack(threads, weights, "bfloat16", 48, 64, row_order=order)
+    out = torch.zeros(5, 48, dtype=torch.bfloat16)
+    ops.linear(threads, x, [matrix], out)
+    assert torch.equal(out, linear(threads, x, pack(threads, weights[order])).bfloat16())
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "q5_0", "q4_k"])
+@pytest.mark.parametrize("dtype", DTYPES.values())
+def test_embedding(threads: _C.ThreadPool, name: str, dtype: torch.dtype) -> None:
+    rows, cols = 70, 512
+    if name in DTYPES:
+        values = random((rows, cols), DTYPES[name])
+        table = pack(threads, values)
+    else:
+        data, values = quantised_rows(name, rows, cols)
+        table = ops.pack(threads, data, name, rows, cols)
+    ids = torch.tensor([0, 69, 3, 3, 17], dtype=torch.int32)
+    out = torch.zeros(5, cols, dtype=dtype)
+    ops.embedding(threads, ids, table, out, scale=1.5)
+    assert torch.equal(out, (values.float() * 1.5)[ids].to(dtype))
+
+
+def test_errors_say_what_arrived(threads: _C.ThreadPool) -> None:
+    matrix = pack(threads, random((8, 16)))
+    with pytest.raises(ValueError, match=r"linear: part 0 is \[8, 16\] but x has 15 columns"):
+        linear(threads, random((2, 15)), matrix)
+    with pytest.raises(ValueError, match=r"linear: out must be \[2, 8\], got \[2, 9\]"):
+        ops.linear(threads, random((2, 16)), [matrix], torch.zeros(2, 9))
+    with pytest.raises(ValueError, match="out must be float32 or x's float32, got float16"):
+        ops.linear(threads, random((2, 16)), [matrix], torch.zeros(2, 8, dtype=torch.float16))
+    with pytest.raises(ValueError, match="q4_k rows come in groups of 256 columns, got 64"):
+        ops.pack(threads, torch.zeros(10, dtype=torch.uint8), "q4_k", 1, 64)
+    with pytest.raises(ValueError, match="64 bytes a row, got 100 bytes"):
+        ops.pack(threads, torch.zeros(100, dtype=torch.uint8), "float32", 2, 16)
+    with pytest.raises(ValueError, match="weight type 'q2_k' is not known; known: float32"):
+        ops.pack(threads, torch.zeros(100, dtype=torch.uint8), "q2_k", 2, 16)
+    with pytest.raises(ValueError, match=r"row_order\[1\] = 2 is outside the 2 rows"):
+        ops.pack(threads, random((2, 16)), "float32", 2, 16, row_order=torch.tensor([0, 2], dtype=torch.int32))
