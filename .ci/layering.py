@@ -26,13 +26,13 @@ MAY_INCLUDE = {
 CPU_FROM_ABOVE = {"cpu/thread_pool.h"}
 # Python folders and what of paged they may import.
 MAY_IMPORT = {
-    "loading": {"loading"},
+    "loading": {"loading", "progress"},
     "text": {"text", "loading"},
-    "program": {"program", "loading", "_C", "model_config"},
+    "program": {"program", "loading", "_C", "progress"},
     "models": {"models", "program", "model_config"},
     "torch_backend": {"torch_backend", "program"},
 }
-LAZY_ONLY = {"torch", "transformers", "gguf", "huggingface_hub", "tokenizers", "sentencepiece", "jinja2"}
+LAZY_ONLY = {"torch", "transformers", "gguf", "huggingface_hub"}
 
 
 def check_cpp() -> list[str]:
@@ -61,7 +61,9 @@ def imported(tree: ast.AST, top_level: bool) -> list[str]:
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names += [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "paged" else [node.module]
+            names += (
+                [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "paged" else [node.module]
+            )
     return names
 
 

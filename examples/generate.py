@@ -7,5 +7,6 @@ prompts = ["The capital of France is", "Water boils at", "def fibonacci(n):"]
 
 with paged.LLM("smollm2-135m") as llm:
     print(llm)
-    for prompt, completion in zip(prompts, llm.generate(prompts, paged.SamplingParams(temperature=0.0, max_tokens=24))):
+    completions = llm.generate(prompts, paged.SamplingParams(temperature=0.0, max_tokens=24))
+    for prompt, completion in zip(prompts, completions, strict=True):
         print(f"{prompt!r} -> {completion.text!r} ({completion.finish_reason})")

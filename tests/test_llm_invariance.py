@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import tiny_model
 
 import paged
+from tiny_models import tiny_model
 
 MODELS = ["llama", "qwen2", "qwen3", "gemma3"]
 NUM_PROMPTS = 12

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from tiny_models import tiny_model
 
 import paged
 from paged import _C
+from tiny_models import tiny_model
 
 PARAMS = paged.SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
 
@@ -128,7 +128,9 @@ def test_interpreter_exit_with_a_running_request_is_clean(folder: Path) -> None:
 
 def test_import_is_light() -> None:
     """No torch, no tokenizer library: what `import paged` needs is numpy and the extension."""
-    code = "import sys, paged; print([m for m in ('torch', 'transformers', 'tokenizers', 'jinja2') if m in sys.modules])"
+    code = (
+        "import sys, paged; print([m for m in ('torch', 'transformers', 'tokenizers', 'jinja2') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -4,6 +4,7 @@
 import gguf
 import numpy as np
 import pytest
+
 from paged.loading.dequantize import BLOCKS, dequantize, num_bytes_of
 
 GGUF_TYPES = {name: gguf.GGMLQuantizationType[name.upper()] for name in BLOCKS if name.startswith("q")}

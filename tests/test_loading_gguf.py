@@ -8,6 +8,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+
 from loading_files import VOCABULARY, finish, llama_tensors, write_llama_gguf
 from paged.loading import CheckpointError, open_checkpoint
 from paged.loading.gguf_file import GgufFile

@@ -9,11 +9,12 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
 from loading_files import finish, llama_tensors, write_llama_gguf
 from paged.loading import CheckpointError, open_checkpoint
 from paged.loading.gguf_rope import llama3_factors
-from transformers import LlamaConfig
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 # What transformers writes into every config.json, and no model reads when generating.
 IRRELEVANT = {"_model_name_or_path", "_sliding_window_pattern", "attention_dropout", "dtype", "initializer_range"}

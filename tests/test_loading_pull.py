@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
 from paged.loading import CheckpointError, pull, resolve
 from paged.loading import pull as exported_pull
 from paged.loading.pull import KNOWN_MODELS, KnownModel, cache_folder

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from paged.model_config import FAMILY_DEFAULTS, ModelConfig
 from paged.models import ARCHITECTURES, record
 from paged.program.passes import fuse

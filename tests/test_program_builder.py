@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+
 from paged.program.builder import Builder
 from paged.program.ir import Add, Attention, KvCacheSpec, Op, Program, Value, WeightSpec
 from paged.program.rope_tables import RopeSpec

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 
 import pytest
+
 from paged.model_config import ModelConfig
 from paged.models import record
 from paged.program.ir import Program

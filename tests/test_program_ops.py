@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from paged.program import ir
 from paged.program.rope_tables import RopeSpec, rope_table
 from paged.torch_backend.kernels import KERNELS, Step

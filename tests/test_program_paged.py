@@ -8,6 +8,7 @@ import random
 import numpy as np
 import pytest
 import torch
+
 from paged.model_config import ModelConfig
 from paged.models import record
 from paged.program.passes import fuse

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from paged.model_config import ModelConfig
 from paged.models import record
 from paged.program import passes

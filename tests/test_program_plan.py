@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from paged.model_config import ModelConfig
 from paged.models import record
 from paged.program.builder import Builder

@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from paged.model_config import ModelConfig
 from paged.program.rope_tables import RopeSpec, rope_table
 from tiny_models import build

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers.utils.chat_template_utils import render_jinja_template
+
 from paged.loading import CheckpointError, open_checkpoint
 from paged.loading.checkpoint import Checkpoint
 from paged.text import ChatTemplate, ChatTemplateError, load_chat_template
-from transformers.utils.chat_template_utils import render_jinja_template
 
 CHATML = """{%- for message in messages %}
     {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}

@@ -4,9 +4,10 @@
 import random
 import re
 
+from tokenizers import pre_tokenizers
+
 from paged.text.special_tokens import SpecialTokens
 from paged.text.token_bytes import TokenBytes, byte_level_alphabet, byte_level_pieces, sentencepiece_pieces
-from tokenizers import pre_tokenizers
 
 
 def test_the_alphabet_is_that_of_the_tokenizers_library() -> None:

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import tokenizers
+from transformers import AutoTokenizer
+
 from paged.loading import open_checkpoint
 from paged.text import Tokenizer, load_tokenizer
 from text_samples import SAMPLES, random_texts
-from transformers import AutoTokenizer
 
 TEXTS = SAMPLES + random_texts(300)
 SPECIAL = ["<|im_start|>user\nhi<|im_end|> x", "<bos>a <start_of_turn>user\n<end_of_turn><unused5>é"]

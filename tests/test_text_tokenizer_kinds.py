@@ -9,6 +9,10 @@ from typing import Any
 import pytest
 import sentencepiece
 import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+from transformers import LlamaTokenizer
+from transformers.convert_slow_tokenizer import generate_merges
+
 from loading_files import VOCABULARY, write_llama_gguf
 from paged.loading import CheckpointError
 from paged.loading.checkpoint import Checkpoint
@@ -20,9 +24,6 @@ from paged.text.gguf_pre_tokenizers import splitting_of
 from paged.text.sentencepiece_backend import load_processor
 from paged.text.tokenizers_backend import load_tokenizers
 from text_samples import SAMPLES, random_texts
-from tokenizers import decoders, models, pre_tokenizers, processors, trainers
-from transformers import LlamaTokenizer
-from transformers.convert_slow_tokenizer import generate_merges
 
 CORPUS = SAMPLES + random_texts(50, seed=1)
 
@@ -37,7 +38,9 @@ class _NoTensors:
 
 
 def _load(folder: Path, config: dict[str, Any] | None = None, generation: dict[str, Any] | None = None) -> Tokenizer:
-    return load_tokenizer(folder, Checkpoint(folder, _NoTensors(), config or {}, generation or {}))
+    tokenizer = load_tokenizer(folder, Checkpoint(folder, _NoTensors(), config or {}, generation or {}))
+    assert tokenizer is not None
+    return tokenizer
 
 
 def _save(folder: Path, tokenizer: tokenizers.Tokenizer) -> Path:
@@ -105,9 +108,21 @@ def test_a_broken_tokenizer_json_is_refused_at_every_length(tmp_path: Path) -> N
             load_tokenizers(tmp_path)
 
 
-def test_ids_out_of_the_vocabulary_and_missing_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"tokenizer.json or tokenizer.model"):
-        _load(tmp_path)
+def test_a_panic_of_the_library_is_an_ordinary_error(tmp_path: Path) -> None:
+    _llama3(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["post_processor"]["special_tokens"] = {}  # the template needs one
+    path.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: tokenizers refuses it"):
+        load_tokenizers(tmp_path).encoder.encode("x", True)
+
+
+def test_a_folder_without_a_tokenizer_has_none(tmp_path: Path) -> None:
+    assert load_tokenizer(tmp_path, Checkpoint(tmp_path, _NoTensors(), {}, {})) is None
+
+
+def test_ids_out_of_the_vocabulary_are_refused(tmp_path: Path) -> None:
     _llama3(tmp_path)
     for ids in (100_000, -1, [1, "x"], True):
         with pytest.raises(CheckpointError, match="eos_token_id: expected token ids below"):

@@ -27,16 +27,37 @@ class Value:
 
 class Program:
     def __init__(
-        self, *, num_layers: int, num_kv_heads: int, head_dim: int, dtype: str, arena_bytes: int, max_tokens: int,
-        max_logits_rows: int, vocab_size: int, max_positions: int,
+        self,
+        *,
+        num_layers: int,
+        num_kv_heads: int,
+        head_dim: int,
+        dtype: str,
+        arena_bytes: int,
+        max_tokens: int,
+        max_logits_rows: int,
+        vocab_size: int,
+        max_positions: int,
     ) -> None: ...
     def add_matrix(
-        self, data: npt.NDArray[np.uint8], *, type: str, rows: int, cols: int, row_order: Int32Array | None,
+        self,
+        data: npt.NDArray[np.uint8],
+        *,
+        type: str,
+        rows: int,
+        cols: int,
+        row_order: Int32Array | None,
         threads: ThreadPool,
     ) -> int: ...
     def add_vector(self, values: npt.NDArray[np.float32]) -> int: ...
     def add_op(
-        self, kind: str, *, inputs: Sequence[Value], outputs: Sequence[Value], matrices: Sequence[int], vector: int,
+        self,
+        kind: str,
+        *,
+        inputs: Sequence[Value],
+        outputs: Sequence[Value],
+        matrices: Sequence[int],
+        vector: int,
         attributes: dict[str, float | int | bool | str],
     ) -> None: ...
     @property
@@ -49,8 +70,15 @@ class ProgramExecutor:
         self, *, program: Program, max_seq_len: int, num_blocks: int, block_size: int, threads: ThreadPool
     ) -> None: ...
     def run(
-        self, *, token_ids: Int32Array, positions: Int32Array, slot_mapping: Int32Array, query_start: Int32Array,
-        seq_lens: Int32Array, block_tables: Int32Array, logits_rows: Int32Array,
+        self,
+        *,
+        token_ids: Int32Array,
+        positions: Int32Array,
+        slot_mapping: Int32Array,
+        query_start: Int32Array,
+        seq_lens: Int32Array,
+        block_tables: Int32Array,
+        logits_rows: Int32Array,
     ) -> npt.NDArray[np.float32]: ...
     def set_profiling(self, enabled: bool) -> None: ...
     @property
@@ -127,7 +155,11 @@ class EngineStats:
 
 class Engine:
     def __init__(
-        self, *, config: SchedulerConfig, executor: ProgramExecutor | PythonExecutor, threads: ThreadPool,
+        self,
+        *,
+        config: SchedulerConfig,
+        executor: ProgramExecutor | PythonExecutor,
+        threads: ThreadPool,
         token_table: TokenTable | None,
     ) -> None: ...
     def submit(

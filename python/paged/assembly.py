@@ -3,25 +3,26 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from paged import _C
-from paged.config import DTYPES, EngineOptions
+from paged.config import EngineOptions
 from paged.loading.checkpoint import Checkpoint, open_checkpoint
 from paged.loading.resolve import resolve
 from paged.model_config import ModelConfig
 from paged.models import record
-from paged.program.ir import Program
+from paged.program.ir import ITEMSIZE, DType, Program
 from paged.program.native import compile_program
 from paged.program.passes import fuse
 from paged.program.plan import plan
 from paged.text.chat import ChatTemplate, load_chat_template
-from paged.text.tokenizer import Tokenizer, load_tokenizer
+from paged.text.tokenizer import Tokenizer, load_token_ids, load_tokenizer
 
 if TYPE_CHECKING:
-    from paged.torch_backend.interpreter import TorchExecutor
+    from paged.torch_backend.engine_model import TorchEngineModel
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Assembly:
     """What `LLM` keeps."""
 
     engine: _C.Engine
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
+    end_token_ids: frozenset[int]
     chat_template: ChatTemplate | None
     max_model_len: int
     description: str
@@ -39,7 +41,7 @@ class Assembly:
 class Sizes:
     """The engine's limits, after the machine and the model had their say."""
 
-    dtype: str
+    dtype: DType
     num_threads: int
     max_model_len: int
     num_blocks: int
@@ -57,21 +59,22 @@ def assemble(model: str | Path, options: EngineOptions) -> Assembly:
         threads = _C.ThreadPool(sizes.num_threads)
         executor = make_executor(program, checkpoint, options, sizes, threads)
         tokenizer = load_tokenizer(path, checkpoint)
-        chat_template = load_chat_template(path, checkpoint)
+        chat_template = None if tokenizer is None else load_chat_template(path, checkpoint)
         engine = _C.Engine(
             config=_scheduler_config(options, sizes),
             executor=executor,
             threads=threads,
-            token_table=_C.TokenTable(*tokenizer.token_table()),
+            token_table=None if tokenizer is None else _C.TokenTable(*tokenizer.token_table()),
         )
+        end_token_ids = load_token_ids(path, checkpoint, program.vocab_size).ends
         description = _describe(path, config, options, sizes)
-    return Assembly(engine, tokenizer, chat_template, sizes.max_model_len, description)
+    return Assembly(engine, tokenizer, end_token_ids, chat_template, sizes.max_model_len, description)
 
 
-def resolve_sizes(program: Program, options: EngineOptions, dtype: str) -> Sizes:
+def resolve_sizes(program: Program, options: EngineOptions, dtype: DType) -> Sizes:
     kv_cache = program.kv_cache
     max_model_len = options.resolve_max_model_len(program.max_positions)
-    bytes_per_token = 2 * kv_cache.num_layers * kv_cache.num_kv_heads * kv_cache.head_dim * DTYPES[dtype]
+    bytes_per_token = 2 * kv_cache.num_layers * kv_cache.num_kv_heads * kv_cache.head_dim * ITEMSIZE[dtype]
     num_blocks = options.resolve_num_blocks(bytes_per_token, max_model_len)
     kv_cache_bytes = num_blocks * options.block_size * bytes_per_token
     return Sizes(dtype, options.resolve_num_threads(), max_model_len, num_blocks, kv_cache_bytes)
@@ -79,10 +82,10 @@ def resolve_sizes(program: Program, options: EngineOptions, dtype: str) -> Sizes
 
 def make_executor(
     program: Program, checkpoint: Checkpoint, options: EngineOptions, sizes: Sizes, threads: _C.ThreadPool
-) -> _C.ProgramExecutor | TorchExecutor:
+) -> _C.ProgramExecutor | TorchEngineModel:
     """The CPU executor, or the torch interpreter for device="torch..."."""
     if options.device != "cpu":
-        return _torch_executor(program, checkpoint, options, sizes)
+        return _torch_model(program, checkpoint, options, sizes)
     arena = plan(
         program, max_tokens=options.max_num_batched_tokens, max_logits_rows=options.max_num_sequences
     )  # fmt: skip
@@ -93,18 +96,18 @@ def make_executor(
     )  # fmt: skip
 
 
-def _torch_executor(program: Program, checkpoint: Checkpoint, options: EngineOptions, sizes: Sizes) -> TorchExecutor:
-    try:
-        import torch
-    except ImportError as error:
-        raise ImportError(f"device={options.device!r} needs torch: pip install 'paged[torch]'") from error
+def _torch_model(program: Program, checkpoint: Checkpoint, options: EngineOptions, sizes: Sizes) -> TorchEngineModel:
+    if importlib.util.find_spec("torch") is None:
+        raise ImportError(f"device={options.device!r} needs torch: pip install 'paged[torch]'")
+    from paged.torch_backend.engine_model import TorchEngineModel
     from paged.torch_backend.interpreter import TorchExecutor
 
-    weights: dict[str, Any] = {spec.name: checkpoint.dense(spec.name) for spec in program.weights if spec.rope is None}
-    return TorchExecutor(
-        program, weights, device=options.device.removeprefix("torch").removeprefix(":") or "cpu",
-        dtype=getattr(torch, sizes.dtype), num_blocks=sizes.num_blocks, block_size=options.block_size,
+    weights = {spec.name: checkpoint.dense(spec.name) for spec in program.weights if spec.rope is None}
+    device = options.device.removeprefix("torch").removeprefix(":") or "cpu"
+    executor = TorchExecutor(
+        program, weights, device=device, num_blocks=sizes.num_blocks, block_size=options.block_size
     )  # fmt: skip
+    return TorchEngineModel(executor)
 
 
 def _scheduler_config(options: EngineOptions, sizes: Sizes) -> _C.SchedulerConfig:

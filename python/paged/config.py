@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from paged.machine import available_memory, num_physical_cores
+from paged.program.ir import ITEMSIZE, DType
 
-DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _MIB = 1 << 20
 # Without a given size the KV pool takes at most this share of the memory that is free when the engine is made, and at
 # most this much: enough for a chat or a few dozen short requests, harmless on a laptop.
@@ -19,7 +20,7 @@ _DEFAULT_KV_BYTES = 4096 * _MIB
 class EngineOptions:
     """What the caller of `LLM(...)` chose; see there. Raises TypeError or ValueError naming the option."""
 
-    dtype: str = "auto"
+    dtype: DType | Literal["auto"] = "auto"
     device: str = "cpu"
     num_threads: int | None = None
     kv_cache_bytes: int | None = None
@@ -31,9 +32,11 @@ class EngineOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.dtype != "auto" and self.dtype not in DTYPES:
+        if self.dtype != "auto" and self.dtype not in ITEMSIZE:
             raise ValueError(f"dtype must be 'auto', 'float32', 'bfloat16' or 'float16', got {self.dtype!r}")
-        if not isinstance(self.device, str) or not (self.device in ("cpu", "torch") or self.device.startswith("torch:")):
+        if not isinstance(self.device, str) or not (
+            self.device in ("cpu", "torch") or self.device.startswith("torch:")
+        ):
             raise ValueError(
                 f"device must be 'cpu', or 'torch' / 'torch:<torch device>' for the torch backend, got {self.device!r}; "
                 "this build of paged has no GPU kernels of its own"
@@ -56,7 +59,7 @@ class EngineOptions:
                 f"({self.max_num_sequences}): every running sequence gets a token per step"
             )
 
-    def resolve_dtype(self, checkpoint_dtype: str) -> str:
+    def resolve_dtype(self, checkpoint_dtype: DType) -> DType:
         """The dtype of activations and KV cache: what was asked for, else the checkpoint's own."""
         return checkpoint_dtype if self.dtype == "auto" else self.dtype
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from paged.loading.checkpoint import open_checkpoint
 from paged.loading.resolve import resolve
 from paged.model_config import ModelConfig
 from paged.models import record
-from paged.program.ir import Program
+from paged.program.ir import DType, Program
 from paged.program.listing import listing
 from paged.program.native import compile_program
 from paged.program.passes import fuse
@@ -23,7 +24,9 @@ _CONTEXT = 128  # tokens in the cache while a decode step is timed
 _STEPS = 20
 
 
-def inspect(model: str | Path, *, show_program: bool, dtype: str = "auto", num_threads: int | None = None) -> str:
+def inspect(
+    model: str | Path, *, show_program: bool, dtype: DType | Literal["auto"] = "auto", num_threads: int | None = None
+) -> str:
     """Loads the model and describes it; with `show_program` also every op, its shape, its bytes and its median time in
     a decode step of one sequence with 128 tokens of context."""
     options = EngineOptions(dtype=dtype, num_threads=num_threads)

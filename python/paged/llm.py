@@ -4,17 +4,20 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from paged import _C
 from paged.config import EngineOptions
 from paged.outputs import Completion, Timings
 from paged.sampling import SamplingParams
 from paged.stream import Stream
+
+if TYPE_CHECKING:
+    from paged.program.ir import DType
+    from paged.text.tokenizer import Tokenizer
 
 TokenIds = list[int]
 Prompt = str | TokenIds
@@ -50,7 +53,7 @@ class LLM:
         self,
         model: str | Path,
         *,
-        dtype: str = "auto",
+        dtype: DType | Literal["auto"] = "auto",
         device: str = "cpu",
         num_threads: int | None = None,
         kv_cache_bytes: int | None = None,
@@ -76,13 +79,14 @@ class LLM:
         self._chat_template = parts.chat_template
         self._seed = seed
         self._submission = itertools.count()  # next() is atomic: requests come from any thread
-        self.tokenizer = parts.tokenizer
+        self._end_token_ids = parts.end_token_ids
+        self._tokenizer = parts.tokenizer
         self.max_model_len = parts.max_model_len
 
     # -- generating ----------------------------------------------------------------------------------------------
 
     @overload
-    def generate(
+    def generate(  # type: ignore[overload-overlap]  # a string is a Sequence[str], and comes first
         self, prompts: str | TokenIds, sampling_params: SamplingParams | None = None, *, use_tqdm: bool = True,
         priority: int = 0,
     ) -> Completion: ...  # fmt: skip
@@ -117,13 +121,12 @@ class LLM:
                 raise TypeError("one prompt takes one SamplingParams and one priority")
             prompt: Any = prompts
             return self._run([prompt], [sampling_params], [priority], use_tqdm=False)[0]
-        count = len(prompts)
+        several: list[Any] = list(prompts)
+        count = len(several)
         params = _one_for_each("sampling_params", sampling_params, count)
-        return self._run(list(prompts), params, _one_for_each("priority", priority, count), use_tqdm=use_tqdm)
+        return self._run(several, params, _one_for_each("priority", priority, count), use_tqdm=use_tqdm)
 
-    def stream(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, priority: int = 0
-    ) -> Stream:
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, priority: int = 0) -> Stream:
         """Yields chunks of text and token ids as they come: whole characters, several tokens at once when the reader
         is slower than the engine. Dropping or closing the stream cancels the request."""
         request, _ = self._submit(prompt, sampling_params, priority)
@@ -156,6 +159,13 @@ class LLM:
             raise ValueError("this model has no chat template: use generate() with a prompt of your own")
         text = self._chat_template.render(messages, add_generation_prompt=True)
         return self.tokenizer.encode(text, add_special_tokens=False)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Raises ValueError if the model came without one: it then takes and gives token ids."""
+        if self._tokenizer is None:
+            raise ValueError("this model has no tokenizer: pass token ids, and read `token_ids` instead of `text`")
+        return self._tokenizer
 
     @property
     def has_chat_template(self) -> bool:
@@ -213,8 +223,8 @@ class LLM:
         native.seed = self._request_seed(params.seed)
         native.max_tokens = params.max_tokens or _MAX_INT32
         native.min_tokens = params.min_tokens
-        eos = set() if params.ignore_eos else set(self.tokenizer.eos_token_ids)
-        native.stop_token_ids = sorted(eos.union(params.stop_token_ids))
+        ends = frozenset() if params.ignore_eos else self._end_token_ids
+        native.stop_token_ids = sorted(ends.union(params.stop_token_ids))
         native.stop = [text.encode() for text in params.stop]
         native.include_stop_str_in_output = params.include_stop_str_in_output
         return native
@@ -249,9 +259,9 @@ class LLM:
             for request in requests:
                 request.wait_finished()
             return
-        from tqdm import tqdm
+        from paged.progress import ProgressBar
 
-        with tqdm(total=len(requests), desc="generating", unit="prompt", dynamic_ncols=True, file=sys.stderr) as bar:
+        with ProgressBar(total=len(requests), desc="generating", unit="prompt") as bar:
             waiting = list(requests)
             while waiting:
                 waiting[0].wait_finished(0.1)
@@ -262,6 +272,7 @@ class LLM:
 
 def _completion(request: _C.Request, num_prompt_tokens: int) -> Completion:
     text, token_ids, reason = request.take()
+    assert reason is not None  # it has finished
     first, total = request.timings
     timings = Timings(first if first >= 0 else None, total if total >= 0 else None)
     error = request.error or None

@@ -3,7 +3,7 @@
 
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -46,11 +46,11 @@ class Checkpoint:
         self._source = source
 
     @property
-    def dtype(self) -> str:
+    def dtype(self) -> Literal["float32", "bfloat16", "float16"]:
         """float32, bfloat16 or float16: what its embedding is stored in; float32 if that is quantised."""
         embedding = next((name for name in self.names() if name.endswith("embed_tokens.weight")), None)
         stored = self.tensor(embedding).type if embedding else "float32"
-        return stored if stored in ("bfloat16", "float16") else "float32"
+        return "bfloat16" if stored == "bfloat16" else "float16" if stored == "float16" else "float32"
 
     def names(self) -> list[str]:
         return self._source.names()

@@ -153,6 +153,6 @@ def _copy(source: IO[bytes], sink: IO[bytes], bar: Any) -> None:
 
 
 def _bar(title: str, total: int, progress: bool) -> Any:
-    from tqdm import tqdm
+    from paged.progress import ProgressBar
 
-    return tqdm(desc=title, total=total, unit="B", unit_scale=True, unit_divisor=1000, disable=not progress)
+    return ProgressBar(desc=title, total=total, unit="B", unit_scale=True, unit_divisor=1000, disable=not progress)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from typing import Protocol
 
 import numpy as np
@@ -34,7 +33,7 @@ def compile_program(
     Raises:
         ValueError: a weight is missing, has another shape than the program expects, or a type no kernel reads.
     """
-    from tqdm import tqdm
+    from paged.progress import ProgressBar
 
     kv_cache = program.kv_cache
     native = _C.Program(
@@ -43,7 +42,7 @@ def compile_program(
         max_logits_rows=plan.max_logits_rows, vocab_size=program.vocab_size, max_positions=max_model_len,
     )  # fmt: skip
     constants = _Constants(native)
-    bar = tqdm(program.weights, desc="loading weights", unit="tensor", delay=1.0, leave=False, file=sys.stderr)
+    bar = ProgressBar(program.weights, desc="loading weights", unit="tensor", delay=1.0, leave=False)
     for index, spec in enumerate(bar):
         if spec.kind == "matrix":
             constants.matrices[index] = _add_matrix(native, spec, weights.tensor(spec.name), threads)
@@ -93,7 +92,9 @@ def _vector(spec: WeightSpec, weights: WeightReader, max_model_len: int) -> npt.
 
 def _check_shape(spec: WeightSpec, tensor: RawTensor) -> None:
     if tuple(tensor.shape) != tuple(spec.shape):
-        raise ValueError(f"{spec.name}: the checkpoint has shape {list(tensor.shape)}, its config asks for {list(spec.shape)}")
+        raise ValueError(
+            f"{spec.name}: the checkpoint has shape {list(tensor.shape)}, its config asks for {list(spec.shape)}"
+        )
 
 
 def _add_op(native: _C.Program, plan: Plan, op: Op, constants: _Constants) -> None:

@@ -93,15 +93,13 @@ def _framing_ids(file: GgufFile, vocabulary: _Vocabulary, adds_bos: bool) -> tup
 def _byte_level(file: GgufFile, vocabulary: _Vocabulary) -> Backend:
     import tokenizers
 
-    from paged.text.tokenizers_backend import TokenizersEncoder
+    from paged.text.tokenizers_backend import TokenizersEncoder, library_errors
 
     splitting = splitting_of(file.metadata.get(_KEY + "pre", "default"), str(file.path))
     merges = _merges(file)
     ids = dict(zip(vocabulary.tokens, range(len(vocabulary.tokens)), strict=True))
-    try:
+    with library_errors(f"{file.path}: {_KEY}merges"):
         bpe = tokenizers.models.BPE(ids, merges, ignore_merges=splitting.ignore_merges)
-    except Exception as error:  # the library raises Exception itself
-        raise CheckpointError(f"{file.path}: {_KEY}merges: tokenizers refuses them: {error}") from error
     tokenizer = tokenizers.Tokenizer(bpe)
     _configure(tokenizer, splitting)
     special = vocabulary.ids(spm.CONTROL, spm.UNKNOWN)
@@ -110,7 +108,7 @@ def _byte_level(file: GgufFile, vocabulary: _Vocabulary) -> Backend:
     tokenizer.add_tokens([tokenizers.AddedToken(token, normalized=False) for token in added])
     _frame(tokenizer, *_framing_ids(file, vocabulary, splitting.adds_bos), vocabulary)
     token_bytes = TokenBytes.of(byte_level_pieces(vocabulary.tokens), special.values())
-    return Backend(TokenizersEncoder(tokenizer), token_bytes)
+    return Backend(TokenizersEncoder(tokenizer, str(file.path)), token_bytes)
 
 
 def _merges(file: GgufFile) -> list[tuple[str, str]]:

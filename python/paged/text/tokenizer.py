@@ -85,17 +85,20 @@ class Tokenizer:
         return table.blob, table.offsets.tolist()
 
 
-def load_tokenizer(path: str | Path, checkpoint: Checkpoint) -> Tokenizer:
-    """The tokenizer of the model at `path`: in the GGUF file, or tokenizer.json or tokenizer.model in the folder.
+def load_tokenizer(path: str | Path, checkpoint: Checkpoint) -> Tokenizer | None:
+    """The tokenizer of the model at `path`: in the GGUF file, or tokenizer.json or tokenizer.model in the folder. None
+    if the folder has neither: such a model takes and gives token ids.
 
-    Raises CheckpointError if there is none, it is broken, or of a kind not supported.
+    Raises CheckpointError if it is broken or of a kind not supported.
     """
     path = Path(path)
     backend = _load_backend(path, checkpoint)
-    return Tokenizer(backend, _token_ids(path, checkpoint, len(backend.token_bytes)))
+    if backend is None:
+        return None
+    return Tokenizer(backend, load_token_ids(path, checkpoint, len(backend.token_bytes)))
 
 
-def _load_backend(path: Path, checkpoint: Checkpoint) -> Backend:
+def _load_backend(path: Path, checkpoint: Checkpoint) -> Backend | None:
     if checkpoint.gguf is not None:
         from paged.text.gguf_backend import load_gguf_tokenizer
 
@@ -108,11 +111,11 @@ def _load_backend(path: Path, checkpoint: Checkpoint) -> Backend:
         from paged.text.sentencepiece_folder import load_sentencepiece
 
         return load_sentencepiece(path)
-    raise CheckpointError(f"{path}: expected a tokenizer.json or tokenizer.model in the model folder, found neither")
+    return None
 
 
-def _token_ids(path: Path, checkpoint: Checkpoint, vocab_size: int) -> TokenIds:
-    """Both JSON files may name ends of an answer; all count."""
+def load_token_ids(path: Path, checkpoint: Checkpoint, vocab_size: int) -> TokenIds:
+    """As config.json and generation_config.json name them. Both JSON files may name ends of an answer; all count."""
     sources = (checkpoint.config, checkpoint.generation_config)
     ends = [token for source in sources for token in _ids(path, source, "eos_token_id", vocab_size)]
     bos = [token for source in sources for token in _ids(path, source, "bos_token_id", vocab_size)]

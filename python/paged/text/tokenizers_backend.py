@@ -6,6 +6,8 @@ Its decoder is not run but read: it says how tokens spell bytes. Decoders that a
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +24,28 @@ _MAX_TOKENS = 1 << 22
 _SPACE = "▁"
 
 
+@contextmanager
+def library_errors(where: str) -> Iterator[None]:
+    """Turns what `tokenizers` raises on a bad model into CheckpointError: plain Exceptions, and panics of its Rust
+    code, which are no Exceptions and have no importable type.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise CheckpointError(f"{where}: tokenizers refuses it: {error}") from error
+        raise
+
+
 class TokenizersEncoder:
-    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+    def __init__(self, tokenizer: tokenizers.Tokenizer, where: str) -> None:
         self._tokenizer = tokenizer
+        self._where = where
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        token_ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
-        return token_ids
+        with library_errors(self._where):
+            token_ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+            return token_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +62,17 @@ def load_tokenizers(folder: Path) -> Backend:
     path = file_in(folder, "tokenizer.json")
     if not path.is_file() or path.stat().st_size > _MAX_BYTES:
         raise CheckpointError(f"{path}: expected a tokenizer.json of at most {_MAX_BYTES} bytes")
-    try:
+    with library_errors(str(path)):
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises Exception itself
-        raise CheckpointError(f"{path}: tokenizers refuses the file: {error}") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
     spelling = spelling_of(tokenizer, str(path))
     tokens = _tokens(tokenizer, str(path))
     pieces = byte_level_pieces(tokens) if spelling.byte_level else sentencepiece_pieces(tokens, spelling.byte_fallback)
     special = [token for token, added in tokenizer.get_added_tokens_decoder().items() if added.special]
-    return Backend(TokenizersEncoder(tokenizer), TokenBytes.of(pieces, special), spelling.strips_leading_space)
+    return Backend(
+        TokenizersEncoder(tokenizer, str(path)), TokenBytes.of(pieces, special), spelling.strips_leading_space
+    )
 
 
 def _tokens(tokenizer: tokenizers.Tokenizer, where: str) -> list[str]:

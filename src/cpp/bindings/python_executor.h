@@ -6,8 +6,10 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
+#include <stdexcept>
 #include <utility>
 #include <vector>
 
@@ -24,10 +26,10 @@ class PythonExecutor final : public Executor {
       : run_(std::move(run)), copy_blocks_(std::move(copy_blocks)), vocab_size_(vocab_size) {}
 
   ~PythonExecutor() override {
-    const pybind11::gil_scoped_acquire gil;
-    run_ = {};
-    copy_blocks_ = {};
-    logits_ = {};
+    const pybind11::gil_scoped_acquire gil;  // gone when the members are destroyed: they must be empty by then
+    run_.release().dec_ref();
+    copy_blocks_.release().dec_ref();
+    logits_.release().dec_ref();
   }
 
   std::int32_t vocab_size() const override { return vocab_size_; }
@@ -35,20 +37,15 @@ class PythonExecutor final : public Executor {
   void copy_blocks(std::span<const std::int32_t> source, std::span<const std::int32_t> destination) override {
     if (source.empty()) return;
     const pybind11::gil_scoped_acquire gil;
-    copy_blocks_(borrow(source.data(), static_cast<pybind11::ssize_t>(source.size())),
-                 borrow(destination.data(), static_cast<pybind11::ssize_t>(destination.size())));
+    without_python_errors([&] {
+      copy_blocks_(borrow(source.data(), static_cast<pybind11::ssize_t>(source.size())),
+                   borrow(destination.data(), static_cast<pybind11::ssize_t>(destination.size())));
+    });
   }
 
   const float* run(const BatchView& batch) override {
     const pybind11::gil_scoped_acquire gil;
-    Int32Array tables({batch.num_sequences, batch.block_table_stride});
-    for (std::int32_t i = 0; i < batch.num_sequences; ++i)
-      std::copy_n(batch.block_table(i), batch.block_table_stride, tables.mutable_data(i, 0));
-    logits_ = FloatArray::ensure(run_(borrow(batch.token_ids, batch.num_tokens), borrow(batch.positions, batch.num_tokens),
-                                      borrow(batch.slot_mapping, batch.num_tokens),
-                                      borrow(batch.query_start, batch.num_sequences + 1),
-                                      borrow(batch.seq_lens, batch.num_sequences), tables,
-                                      borrow(batch.logits_rows, batch.num_logits_rows)));
+    without_python_errors([&] { logits_ = FloatArray::ensure(call_run(batch)); });
     PAGED_CHECK(logits_ && logits_.ndim() == 2 && logits_.shape(0) == batch.num_logits_rows &&
                     logits_.shape(1) == vocab_size_,
                 "the executor's run() must return float32 logits of shape [", batch.num_logits_rows, ", ", vocab_size_, "]");
@@ -57,6 +54,26 @@ class PythonExecutor final : public Executor {
 
  private:
   using FloatArray = pybind11::array_t<float, pybind11::array::c_style | pybind11::array::forcecast>;
+
+  // A Python exception must not outlive the GIL: only its text leaves.
+  template <typename Body>
+  static void without_python_errors(Body&& body) {
+    try {
+      body();
+    } catch (const pybind11::error_already_set& error) {
+      throw std::runtime_error(error.what());
+    }
+  }
+
+  pybind11::object call_run(const BatchView& batch) {
+    Int32Array tables({batch.num_sequences, batch.block_table_stride});
+    for (std::int32_t i = 0; i < batch.num_sequences; ++i)
+      std::copy_n(batch.block_table(i), batch.block_table_stride, tables.mutable_data(i, 0));
+    return run_(borrow(batch.token_ids, batch.num_tokens), borrow(batch.positions, batch.num_tokens),
+                borrow(batch.slot_mapping, batch.num_tokens), borrow(batch.query_start, batch.num_sequences + 1),
+                borrow(batch.seq_lens, batch.num_sequences), tables, borrow(batch.logits_rows, batch.num_logits_rows));
+  }
+
   pybind11::object run_;
   pybind11::object copy_blocks_;
   FloatArray logits_;

@@ -19,7 +19,7 @@ inline void check_matrix(std::string_view op, std::string_view name, const Matri
               shape.cols, "], got [", view.rows, ", ", view.cols, "]");
   PAGED_CHECK(view.row_stride >= view.cols, op, ": ", name, " has rows of ", view.cols, " elements but a row stride of ",
               view.row_stride);
-  PAGED_CHECK(view.data != nullptr || view.rows == 0, op, ": ", name, " has no data");
+  PAGED_CHECK(view.data != nullptr || view.rows == 0 || view.cols == 0, op, ": ", name, " has no data");
 }
 
 inline void check_dtype(std::string_view op, std::string_view name, DType dtype, DType wanted) {

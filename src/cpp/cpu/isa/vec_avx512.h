@@ -20,7 +20,10 @@ inline constexpr int kTilePanels = 2;
 inline constexpr int kDirectTiles = 8;     // independent chains that hide the latency of an fma
 inline constexpr int kScoreVectors = 4;
 
-PAGED_INLINE __mmask16 first_lanes(int n) { return static_cast<__mmask16>(n >= 16 ? 0xffffu : (1u << n) - 1u); }
+// Any n: none below 1, all above 15.
+PAGED_INLINE __mmask16 first_lanes(int n) {
+  return static_cast<__mmask16>(n >= 16 ? 0xffffu : n <= 0 ? 0u : (1u << n) - 1u);
+}
 
 PAGED_INLINE F32 set1(float x) { return {_mm512_set1_ps(x)}; }
 PAGED_INLINE F32 zero() { return {_mm512_setzero_ps()}; }
