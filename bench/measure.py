@@ -120,7 +120,7 @@ def run(variants: list[Variant], cases: list[str], settings: Settings) -> Sample
                 try:
                     workers[variant] = stack.enter_context(start_serving(variant, settings))
                 except WorkerError as error:
-                    samples.failures[variant.name] = str(error)
+                    _fail(samples, variant, "loading", error)
         for round_index in range(settings.rounds):
             _measure_limits(samples.limits, variants, settings)
             for case in cases:
@@ -142,12 +142,16 @@ def _measure(
             values = _serve(worker, case, round_index)
             samples.versions[variant.engine.name] = worker.started["version"]
     except WorkerError as error:
-        samples.failures[variant.name] = str(error)
-        _say(f"{variant.name} failed at {case}: {error}")
+        _fail(samples, variant, case, error)
         return
     for metric, value in values.items():
         samples.values[variant.name, case, metric].append(value)
     _say(f"round {round_index + 1} {case:>15} {variant.name:<24} " + ", ".join(f"{v:.4g}" for v in values.values()))
+
+
+def _fail(samples: Samples, variant: Variant, at: str, error: WorkerError) -> None:
+    samples.failures[variant.name] = str(error)
+    _say(f"{variant.name} failed at {at}: {error}")
 
 
 def _serve(worker: Worker, case: str, round_index: int) -> dict[str, float]:

@@ -56,6 +56,7 @@ def tables_of(samples: Samples, variants: list[Variant], cases: list[str]) -> st
     """Values with their share of the limit, then ours over each peer, then what was measured and what failed."""
     columns = [(case, metric, unit) for case in cases for metric, unit in METRICS[case].items()]
     header = ["engine", *(_TITLES[case, metric] for case, metric, _ in columns)]
+    variants = [v for v in variants if any(samples.values.get((v.name, c, m)) for c, m, _ in columns)]
     rows = [[v.name, *(_cell(samples, v, (v.name, c, m), unit) for c, m, unit in columns)] for v in variants]
     parts = [table.markdown(header, rows + _limit_rows(samples, variants, columns)), _LEGEND]
     gains = [
@@ -66,8 +67,9 @@ def tables_of(samples: Samples, variants: list[Variant], cases: list[str]) -> st
     ]
     if gains:
         parts += [table.markdown(header, gains), "How many times better; below 1 the peer is ahead."]
-    parts.append("Measured: " + "; ".join(sorted(set(samples.versions.values()))) + ".")
-    parts += [f"{name} failed: {reason}" for name, reason in samples.failures.items()]
+    if samples.versions:
+        parts.append("Measured: " + "; ".join(sorted(samples.versions.values())) + ".")
+    parts += [f"{name} failed: {reason.strip().splitlines()[-1]}" for name, reason in samples.failures.items()]
     return "\n\n".join(parts)
 
 

@@ -106,7 +106,7 @@ def test_bad_prompts_are_refused_with_what_arrived(
 
 def test_a_prompt_too_long_for_the_pool_is_refused_with_the_numbers(folder: Path) -> None:
     with paged.LLM(folder, dtype="float32", kv_cache_bytes=2 * 4 * 3 * 2 * 16 * 64) as llm:
-        with pytest.raises(ValueError, match="100 tokens.*4 blocks of 16"):
+        with pytest.raises(ValueError, match=r"100 tokens.*4 blocks of 16"):
             llm.generate([1] * 100, GREEDY)
         assert len(llm.generate([1] * 60, GREEDY).token_ids) == 4
 
@@ -132,7 +132,8 @@ def test_bad_options_name_the_option(folder: Path, option: str, value: object, e
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("temperature", -1), ("top_p", 0), ("top_p", 1.5), ("top_k", -2), ("max_tokens", 0), ("stop", [""]), ("min_tokens", 17)],
+    [("temperature", -1), ("top_p", 0), ("top_p", 1.5), ("top_k", -2), ("max_tokens", 0), ("stop", [""]),
+     ("min_tokens", 17)],
 )  # fmt: skip
 def test_bad_sampling_params_name_the_field(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=field):

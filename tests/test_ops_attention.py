@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+
 from paged import _C
 
 ops = _C.ops

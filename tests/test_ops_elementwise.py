@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from paged import _C
 from torch.nn import functional
+
+from paged import _C
 
 ops = _C.ops
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from paged import _C
 
 HERE = Path(__file__).parent

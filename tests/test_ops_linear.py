@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from gguf.quants import dequantize, quantize
+
 from paged import _C
 
 ops = _C.ops

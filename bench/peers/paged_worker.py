@@ -21,6 +21,7 @@ class Paged:
             options.model,
             dtype=options.dtype,
             num_threads=options.threads,
+            max_model_len=options.max_model_len,
             max_num_sequences=options.max_sequences,
         )
 

@@ -38,7 +38,7 @@ class EngineOptions:
             self.device in ("cpu", "torch") or self.device.startswith("torch:")
         ):
             raise ValueError(
-                f"device must be 'cpu', or 'torch' / 'torch:<torch device>' for the torch backend, got {self.device!r}; "
+                f"device must be 'cpu', or 'torch' or 'torch:<device>' for the torch backend, got {self.device!r}; "
                 "this build of paged has no GPU kernels of its own"
             )
         _check_count("num_threads", self.num_threads, 1, 1024)

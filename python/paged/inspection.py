@@ -38,8 +38,8 @@ def inspect(
         arena = plan(program, max_tokens=_CONTEXT, max_logits_rows=1)
         native = compile_program(program, arena, checkpoint, threads, max_model_len=2 * _CONTEXT)
     summary = (
-        f"{path}\n{config.architecture}, {config.num_layers} layers, weights {native.weight_bytes / 1e6:.1f} MB as packed, "
-        f"{program.dtype} activations, {_C.ops.isa()} kernels, {threads.num_threads} threads"
+        f"{path}\n{config.architecture}, {config.num_layers} layers, {native.weight_bytes / 1e6:.1f} MB of packed "
+        f"weights, {program.dtype} activations, {_C.ops.isa()} kernels, {threads.num_threads} threads"
     )
     if not show_program:
         return summary

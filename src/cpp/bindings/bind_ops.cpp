@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <memory>
 #include <numeric>
 #include <vector>
 
@@ -246,8 +247,8 @@ void run_attention(ThreadPool& threads, const AttentionParams& settings, const D
   for (std::int32_t i = 0; i < batch.num_sequences; ++i) longest = std::max(longest, batch.seq_lens[i]);
   const std::int64_t bytes = ops::attention_workspace_bytes(Device::kCpu, threads.num_threads(), batch.num_tokens,
                                                             params.num_heads, params.cache.head_dim, longest);
-  std::vector<std::byte> workspace(static_cast<std::size_t>(bytes));
-  params.workspace = workspace.data();
+  const auto workspace = std::make_unique_for_overwrite<std::byte[]>(static_cast<std::size_t>(bytes));
+  params.workspace = workspace.get();
   const py::gil_scoped_release unlocked;
   ops::attention(on(threads), params);
 }
@@ -293,8 +294,8 @@ void bind_sample(py::module_& m) {
                     " rows of logits but ", rows.size(), " SamplingRow");
         const std::int64_t bytes = ops::sample_workspace_bytes(Device::kCpu, threads.num_threads(), params.logits.rows,
                                                                params.logits.cols);
-        std::vector<double> workspace(static_cast<std::size_t>(bytes) / sizeof(double) + 1);
-        params.workspace = workspace.data();
+        const auto workspace = std::make_unique_for_overwrite<std::byte[]>(static_cast<std::size_t>(bytes));
+        params.workspace = workspace.get();
         const py::gil_scoped_release unlocked;
         ops::sample(on(threads), params);
       },

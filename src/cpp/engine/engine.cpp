@@ -152,6 +152,7 @@ void Engine::loop() noexcept {
     while (receive()) {
       step();
       publish_stats();
+      announce_ended();
     }
   } catch (const std::exception& error) {
     failure = error.what();
@@ -264,13 +265,18 @@ void Engine::end(SequenceId id, FinishReason reason, std::string_view error) {
   const auto found = live_.find(id);
   if (found == live_.end()) return;
   scheduler_->remove(id);  // unless it has finished by itself
-  Live live = std::move(found->second);
+  ended_.push_back({std::move(found->second), reason, std::string(error)});
   live_.erase(found);
   ++num_finished_;
-  live.request->finish(reason, live.text.finish(), error);
+}
+
+void Engine::announce_ended() {
+  for (Ended& ended : ended_) ended.live.request->finish(ended.reason, ended.live.text.finish(), ended.error);
+  ended_.clear();
 }
 
 void Engine::end_all(FinishReason reason, std::string_view error) {
+  announce_ended();
   for (auto& [id, live] : live_) live.request->finish(reason, live.text.finish(), error);
   live_.clear();
 }

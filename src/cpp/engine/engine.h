@@ -69,6 +69,12 @@ class Engine {
     bool started = false;  // has sampled
   };
 
+  struct Ended {
+    Live live;
+    FinishReason reason;
+    std::string error;
+  };
+
   void check_usable() const;
   void check_spec(const RequestSpec& spec) const;
 
@@ -80,6 +86,7 @@ class Engine {
   void sample(const StepPlan& plan, const float* logits);
   void deliver(const TokenEvent& event);
   void end(SequenceId id, FinishReason reason, std::string_view error = {});
+  void announce_ended();  // last in a step, so that who sees a request finished sees the stats that say so
   void end_all(FinishReason reason, std::string_view error);
   void publish_stats();
 
@@ -96,6 +103,7 @@ class Engine {
   std::vector<TokenId> sampled_;
   std::vector<SequenceId> failed_;
   std::vector<TokenEvent> events_;
+  std::vector<Ended> ended_;
   AlignedBuffer sample_workspace_;
   std::int64_t num_steps_ = 0;
   std::int64_t num_finished_ = 0;

@@ -62,13 +62,15 @@ void multiply_direct(const Pass& pass, int panel) {
     for (int p = 0; p < kPanels; ++p) {
       const std::byte* from = weights + p * pass.panel_bytes;
       const auto scale = Format::scales(from, pass.k_begin + k);
+      F32 sum[kRows];
+      for (int r = 0; r < kRows; ++r) sum[r] = acc.v[r][p];
       for (int i = 0; i < Format::kGroup; i += 8) {
         F32 w[8];
         Format::decode(from, pass.k_begin + k + i, scale, w);
         for (int j = 0; j < 8; ++j)
-          for (int r = 0; r < kRows; ++r)
-            acc.v[r][p] = fma(set1(x[r * pass.x_stride + k + i + j]), w[j], acc.v[r][p]);
+          for (int r = 0; r < kRows; ++r) sum[r] = fma(set1(x[r * pass.x_stride + k + i + j]), w[j], sum[r]);
       }
+      for (int r = 0; r < kRows; ++r) acc.v[r][p] = sum[r];
     }
   }
   acc.write(pass.acc + panel * kPanelRows);

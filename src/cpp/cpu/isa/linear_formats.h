@@ -67,20 +67,15 @@ struct QuantFormat {
   }
 
   // A product of code and scale is exact, so fma rounds once, where the reference rounds: in the addition.
-  PAGED_INLINE static F32 weight(I32 code, Scale s) {
-    if constexpr (kHasMin) return fma(int_to_float(code), s.scale, s.min);
-    return int_to_float(code) * s.scale;
+  PAGED_INLINE static F32 weight(F32 code, Scale s) {
+    if constexpr (kHasMin) return fma(code, s.scale, s.min);
+    return code * s.scale;
   }
 
   template <int kByte>
-  PAGED_INLINE static I32 byte_of(I32 words) {
-    if constexpr (kLayout.is_signed) return shift_right_signed<24>(shift_left<24 - 8 * kByte>(words));
-    return shift_right<24>(shift_left<24 - 8 * kByte>(words));
-  }
-
-  template <int kShift>
-  PAGED_INLINE static I32 nibble_of(I32 words) {
-    return shift_right<kShift>(words) & set1_word(15);
+  PAGED_INLINE static F32 byte_of(I32 words) {
+    if constexpr (kLayout.is_signed) return int_to_float(shift_right_signed<24>(shift_left<24 - 8 * kByte>(words)));
+    return int_to_float(shift_right<24>(shift_left<24 - 8 * kByte>(words)));
   }
 
   PAGED_INLINE static void decode(const std::byte* panel, std::int64_t k, Scale s, F32 (&w)[8]) {
@@ -88,10 +83,10 @@ struct QuantFormat {
     const int in_block = static_cast<int>(k % kLayout.block_k);
     if constexpr (kLayout.bits == 4) {
       const I32 words = load_words(codes + in_block / 8 * 64);
-      w[0] = weight(nibble_of<0>(words), s), w[1] = weight(nibble_of<8>(words), s);
-      w[2] = weight(nibble_of<16>(words), s), w[3] = weight(nibble_of<24>(words), s);
-      w[4] = weight(nibble_of<4>(words), s), w[5] = weight(nibble_of<12>(words), s);
-      w[6] = weight(nibble_of<20>(words), s), w[7] = weight(nibble_of<28>(words), s);
+      w[0] = weight(nibble_to_float<0>(words), s), w[1] = weight(nibble_to_float<8>(words), s);
+      w[2] = weight(nibble_to_float<16>(words), s), w[3] = weight(nibble_to_float<24>(words), s);
+      w[4] = weight(nibble_to_float<4>(words), s), w[5] = weight(nibble_to_float<12>(words), s);
+      w[6] = weight(nibble_to_float<20>(words), s), w[7] = weight(nibble_to_float<28>(words), s);
     } else {
       const I32 low = load_words(codes + in_block / 4 * 64);
       const I32 high = load_words(codes + in_block / 4 * 64 + 64);

@@ -49,6 +49,10 @@ F32 dot_pairs(F32 acc, I32 w, I32 x);  // never called
 #endif
 
 #if !defined(__AVX512F__)
+template <int kShift>
+PAGED_INLINE F32 nibble_to_float(I32 words) {
+  return int_to_float(shift_right<kShift>(words) & set1_word(15));
+}
 template <typename T>
 PAGED_INLINE F32 load_first(const T* p, int n) {
   T lanes[16] = {};

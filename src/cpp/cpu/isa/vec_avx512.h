@@ -62,6 +62,12 @@ PAGED_INLINE I32 operator&(I32 a, I32 b) { return {_mm512_and_si512(a.v, b.v)}; 
 PAGED_INLINE I32 operator+(I32 a, I32 b) { return {_mm512_add_epi32(a.v, b.v)}; }
 PAGED_INLINE I32 operator-(I32 a, I32 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
 PAGED_INLINE F32 int_to_float(I32 a) { return {_mm512_cvtepi32_ps(a.v)}; }
+// Bits [kShift, kShift + 4) of each word, as a number: a look-up that reads the low four bits of its index.
+template <int kShift>
+PAGED_INLINE F32 nibble_to_float(I32 words) {
+  const __m512 numbers = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  return {_mm512_permutexvar_ps(_mm512_srli_epi32(words.v, kShift), numbers)};
+}
 PAGED_INLINE I32 round_to_int(F32 a) { return {_mm512_cvtps_epi32(a.v)}; }
 PAGED_INLINE F32 as_float(I32 a) { return {_mm512_castsi512_ps(a.v)}; }
 

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `paged` command as a user runs it."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def gguf(real_models: Mapping[str, Path]) -> str:
+    return str(real_models["smollm2-135m-instruct.gguf"])
+
+
+def paged(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "paged", *arguments], capture_output=True, text=True, timeout=120)
+
+
+def test_generate_answers(gguf: str) -> None:
+    done = paged("generate", "Why is the sky blue?", "--model", gguf, "--max-tokens", "60")
+    assert done.returncode == 0, done.stderr
+    assert "Rayleigh" in done.stdout
+
+
+def test_raw_continues_the_prompt(gguf: str) -> None:
+    done = paged("generate", "The capital of France is", "--model", gguf, "--raw", "--max-tokens", "4", "--verbose")
+    assert "Paris" in done.stdout
+    assert "LlamaForCausalLM" in done.stderr
+
+
+def test_inspect_lists_the_program_with_times(gguf: str) -> None:
+    done = paged("inspect", "--program", gguf)
+    assert done.returncode == 0, done.stderr
+    for part in ("rope_store_kv", "attention", "µs", "49,152", "[T, 576]"):
+        assert part.replace(",", "") in done.stdout.replace(",", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("generate", "x", "--model", "no-such-model"), "no model 'no-such-model'"),
+        (("generate", "x", "--model", "{gguf}", "--temperature", "-1"), "temperature"),
+        (("generate", "x", "--model", "{gguf}", "--dtype", "int3"), "dtype"),
+        (("pull", "nothing"), "nothing"),
+    ],
+)
+def test_mistakes_are_one_line_on_stderr(gguf: str, arguments: tuple[str, ...], message: str) -> None:
+    done = paged(*(argument.replace("{gguf}", gguf) for argument in arguments))
+    assert done.returncode == 2
+    assert message in done.stderr and "Traceback" not in done.stderr
+
+
+class Terminal:
+    """A `paged chat` on a terminal of its own."""
+
+    def __init__(self, gguf: str) -> None:
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:
+            os.execv(sys.executable, [sys.executable, "-m", "paged", "chat", "--model", gguf, "--max-tokens", "2000"])
+        self.seen = ""
+
+    def type(self, text: str) -> None:
+        os.write(self.fd, text.encode())
+
+    def wait_for(self, text: str, *, after: int = 0) -> None:
+        deadline = time.monotonic() + 60
+        while text not in self.seen[after:]:
+            assert time.monotonic() < deadline, f"no {text!r} in {self.seen!r}"
+            try:
+                self.seen += os.read(self.fd, 4096).decode(errors="replace")
+            except OSError:
+                raise AssertionError(f"the chat ended early: {self.seen!r}") from None
+
+    def exit_status(self) -> int:
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def test_chat_remembers_and_control_c_stops_the_answer_only(gguf: str) -> None:
+    terminal = Terminal(gguf)
+    terminal.wait_for("> ")
+    terminal.type("My name is Ada. Say hello to me.\n")
+    terminal.wait_for("Ada", after=len(terminal.seen))
+    terminal.wait_for("\n> ", after=len(terminal.seen))
+    mark = len(terminal.seen)
+    terminal.type("Write a very long story about the sea, at least two thousand words.\n")
+    terminal.wait_for("the", after=mark + 70)
+    os.kill(terminal.pid, signal.SIGINT)
+    terminal.wait_for("[stopped]", after=mark)
+    terminal.wait_for("> ", after=terminal.seen.index("[stopped]", mark))
+    terminal.type("\x04")
+    assert terminal.exit_status() == 0

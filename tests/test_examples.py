@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every example runs as it is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_example_runs(example: Path, real_models: Mapping[str, Path], tmp_path: Path) -> None:
+    """The examples name the default model: a cache folder that holds it saves pulling it."""
+    (tmp_path / "smollm2-135m-instruct.gguf").symlink_to(real_models["smollm2-135m-instruct.gguf"].resolve())
+    environment = {**os.environ, "PAGED_CACHE": str(tmp_path)}
+    done = subprocess.run([sys.executable, str(example)], capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout) > 20
