@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-import table
 import torch
+
+import table
 from limits import ReadBandwidth
 from paged import _C
 

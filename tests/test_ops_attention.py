@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -47,7 +48,8 @@ class Batch:
         for query_len, seq_len in case.sequences:
             count = -(-seq_len // case.block_size)
             table, order = order[:count], order[count:]
-            k, v = (torch.randn(seq_len, case.num_kv_heads * case.head_dim, generator=generator).to(case.dtype) for _ in "kv")
+            width = case.num_kv_heads * case.head_dim
+            k, v = torch.randn(2, seq_len, width, generator=generator).to(case.dtype)
             position = torch.arange(seq_len)
             slots = table[position // case.block_size] * case.block_size + position % case.block_size
             ops.store_kv(threads, k, v, slots.to(torch.int32), self.cache)
@@ -71,7 +73,7 @@ class Batch:
             threads, q, self.cache, start.to(torch.int32), torch.tensor(lens, dtype=torch.int32), tables, out,
             case.num_heads, options, sinks=self.sinks,
         )  # fmt: skip
-        return [out[begin:end] for begin, end in zip(start[:-1], start[1:], strict=True)]
+        return [out[begin:end] for begin, end in pairwise(start.tolist())]
 
     def reference(self, sequence: int) -> torch.Tensor:
         case = self.case
@@ -111,7 +113,8 @@ def check(case: Case, threads: _C.ThreadPool) -> None:
 @pytest.mark.parametrize("head_dim", [2, 24, 64, 80, 96, 128, 256, 512])
 @pytest.mark.parametrize("block_size", [1, 8, 16, 64])
 def test_matches_float64(threads: _C.ThreadPool, dtype: torch.dtype, head_dim: int, block_size: int) -> None:
-    check(Case(dtype=dtype, head_dim=head_dim, block_size=block_size), threads)
+    sequences = ((1, 1), (1, 77), (33, 33), (5, 130))
+    check(Case(sequences, dtype=dtype, head_dim=head_dim, block_size=block_size), threads)
 
 
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(1, 1), (9, 3), (8, 1), (40, 1), (4, 4), (14, 2)])
@@ -146,7 +149,7 @@ def test_any_cut_gives_the_same_bits(threads: _C.ThreadPool, case: Case) -> None
     whole = batch.run(threads)
     cuts = [0, 1, 2, 35, 100, 101, 299, 300]
     for pool in (_C.ThreadPool(1), threads, _C.ThreadPool(8)):  # the last two split single queries over the context
-        for first, last in zip(cuts, cuts[1:], strict=False):
+        for first, last in pairwise(cuts):
             (alone,) = batch.run(pool, [(0, first, last)])
             assert torch.equal(alone, whole[0][first:last])
         assert torch.equal(batch.run(pool, [(1, 0, 1)])[0], whole[1])
@@ -158,7 +161,8 @@ def test_any_cut_gives_the_same_bits(threads: _C.ThreadPool, case: Case) -> None
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_block_size_does_not_change_a_bit(threads: _C.ThreadPool, dtype: torch.dtype) -> None:
     case = Case(dtype=dtype, sequences=((40, 300), (1, 1500)), head_dim=48)
-    outs = [torch.cat(Batch(replace(case, block_size=size), threads).run(threads)) for size in (1, 2, 4, 8, 16, 32, 64, 256)]
+    sizes = (1, 2, 4, 8, 16, 32, 64, 256)
+    outs = [torch.cat(Batch(replace(case, block_size=size), threads).run(threads)) for size in sizes]
     assert all(torch.equal(out, outs[0]) for out in outs)
 
 
@@ -168,7 +172,8 @@ def test_padding_stores_nothing_and_blocks_copy(threads: _C.ThreadPool) -> None:
     k, v = torch.randn(2, 2, 16)
     ops.store_kv(threads, k, v, torch.tensor([-1, 5], dtype=torch.int32), cache)
     pieces = storage.view(3, 2, 2, 32)
-    assert torch.equal(pieces[1, 0, 1].view(8, 4)[:, 1], k[1, 8:]) and torch.equal(pieces[1, 1, 0].view(4, 8)[1], v[1, :8])
+    assert torch.equal(pieces[1, 0, 1].view(8, 4)[:, 1], k[1, 8:])
+    assert torch.equal(pieces[1, 1, 0].view(4, 8)[1], v[1, :8])
     assert storage.count_nonzero() == 32
     ops.copy_blocks(threads, cache, torch.tensor([1], dtype=torch.int32), torch.tensor([2], dtype=torch.int32))
     assert torch.equal(pieces[2], pieces[1]) and not pieces[0].any()

@@ -94,7 +94,10 @@ def test_softcap(threads: _C.ThreadPool, dtype: torch.dtype) -> None:
 def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool) -> torch.Tensor:
     """x [T, heads, head_dim], cos and sin [T, 1, rotary_dim / 2], in float64."""
     half = cos.shape[-1]
-    a, b = (x[..., : 2 * half : 2], x[..., 1 : 2 * half : 2]) if interleaved else (x[..., :half], x[..., half : 2 * half])
+    if interleaved:
+        a, b = x[..., : 2 * half : 2], x[..., 1 : 2 * half : 2]
+    else:
+        a, b = x[..., :half], x[..., half : 2 * half]
     first, second = a * cos - b * sin, b * cos + a * sin
     turned = torch.stack([first, second], -1).flatten(-2) if interleaved else torch.cat([first, second], -1)
     return torch.cat([turned, x[..., 2 * half :]], -1)
@@ -143,15 +146,17 @@ def test_rope_store_is_rope_then_store(
 
 @pytest.mark.parametrize("dtype", EPSILON)
 def test_gather_rows(threads: _C.ThreadPool, dtype: torch.dtype) -> None:
-    x, rows, out = random(20, 33, dtype=dtype), torch.tensor([19, 0, 7, 7], dtype=torch.int32), torch.zeros(4, 33, dtype=dtype)
+    x, out = random(20, 33, dtype=dtype), torch.zeros(4, 33, dtype=dtype)
+    rows = torch.tensor([19, 0, 7, 7], dtype=torch.int32)
     ops.gather_rows(threads, x, rows, out)
     assert torch.equal(out, x[rows])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_rounding_is_to_nearest_even(threads: _C.ThreadPool, dtype: torch.dtype) -> None:
-    # Every pattern of the upper bits with the interesting lower ones: ties, just above and below, subnormals, infinities.
-    bits = (torch.arange(65536, dtype=torch.int64)[:, None] << 16) | torch.tensor([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF, 0x1000])
+    # Every pattern of the upper half with lower ones around a tie: normal, subnormal, infinite, too large.
+    low = torch.tensor([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF, 0x1000])
+    bits = (torch.arange(65536)[:, None] << 16) | low
     values = bits.flatten().to(torch.uint32).view(torch.float32).view(4096, -1)
     table = ops.pack(threads, values, "float32", *values.shape)
     out = torch.zeros(values.shape, dtype=dtype)

@@ -21,16 +21,22 @@ namespace py = pybind11;
 namespace paged::bindings {
 namespace {
 
-ExecutionContext on(ThreadPool& threads) { return {Device::kCpu, &threads, nullptr}; }
+ExecutionContext on(ThreadPool& threads) {
+  return {Device::kCpu, &threads, nullptr};
+}
 
-MatrixView in(py::handle tensor, const char* name) { return DlpackTensor(tensor, name).matrix(); }
+MatrixView in(py::handle tensor, const char* name) {
+  return DlpackTensor(tensor, name).matrix();
+}
 MatrixView out(py::handle tensor, const char* name = "out") {
   return DlpackTensor(tensor, name, Access::kWrite).matrix();
 }
 const float* floats(py::handle tensor, const char* name) {
   return tensor.is_none() ? nullptr : DlpackTensor(tensor, name).floats();
 }
-const std::int32_t* ints(py::handle tensor, const char* name) { return DlpackTensor(tensor, name).int32s(); }
+const std::int32_t* ints(py::handle tensor, const char* name) {
+  return DlpackTensor(tensor, name).int32s();
+}
 
 Activation parse_activation(const std::string& name) {
   if (name == "silu") return Activation::kSilu;
@@ -55,8 +61,9 @@ struct KvCache {
 PackedMatrixPtr pack(ThreadPool& threads, py::handle source, const std::string& type, std::int64_t rows,
                      std::int64_t cols, py::handle row_order) {
   const DlpackTensor tensor(source, "source");
-  const WeightSource weights{tensor.bytes(), tensor.num_bytes(), rows, cols, parse_weight_type(type),
-                             row_order.is_none() ? nullptr : ints(row_order, "row_order")};
+  const WeightSource weights{
+      tensor.bytes(), tensor.num_bytes(),      rows,
+      cols,           parse_weight_type(type), row_order.is_none() ? nullptr : ints(row_order, "row_order")};
   const py::gil_scoped_release unlocked;
   return pack_matrix(weights, threads);
 }
@@ -72,7 +79,8 @@ void unpack(ThreadPool& threads, const PackedMatrix& matrix, py::handle target) 
 }
 
 void bind_types(py::module_& parent, py::module_& m) {
-  py::class_<ThreadPool, std::shared_ptr<ThreadPool>>(parent, "ThreadPool", "num_threads threads, the caller's among them.")
+  py::class_<ThreadPool, std::shared_ptr<ThreadPool>>(parent, "ThreadPool",
+                                                      "num_threads threads, the caller's among them.")
       .def(py::init<int>(), py::arg("num_threads"))
       .def_property_readonly("num_threads", &ThreadPool::num_threads);
   py::class_<PackedMatrix, PackedMatrixPtr>(m, "PackedMatrix", "Weights [rows, cols] packed for this CPU.")
@@ -127,7 +135,8 @@ void bind_norms(py::module_& m) {
       "add_rms_norm",
       [](ThreadPool& threads, py::handle residual, py::handle delta, py::handle weight, float eps,
          py::handle residual_out, py::handle to) {
-        const AddRmsNormParams params{in(residual, "residual"), in(delta, "delta"), floats(weight, "weight"), eps,
+        const AddRmsNormParams params{in(residual, "residual"),          in(delta, "delta"),
+                                      floats(weight, "weight"),          eps,
                                       out(residual_out, "residual_out"), out(to)};
         const py::gil_scoped_release unlocked;
         ops::add_rms_norm(on(threads), params);
@@ -176,7 +185,7 @@ RopeParams rope_params(py::handle x, py::handle positions, py::handle table, std
                        MatrixView to) {
   const MatrixView rows = in(table, "table");
   const float* values = floats(table, "table");
-  return {in(x, "x"), ints(positions, "positions"),        values,      static_cast<std::int32_t>(rows.rows),
+  return {in(x, "x"), ints(positions, "positions"),         values,      static_cast<std::int32_t>(rows.rows),
           head_dim,   static_cast<std::int32_t>(rows.cols), interleaved, to};
 }
 
@@ -272,8 +281,7 @@ void bind_attention(py::module_& m) {
       },
       "Causal attention of q [T, heads * head_dim] over the cache; block_tables [sequences, blocks].",
       py::arg("threads"), py::arg("q"), py::arg("cache"), py::arg("query_start"), py::arg("seq_lens"),
-      py::arg("block_tables"), py::arg("out"), py::arg("num_heads"), py::arg("options"),
-      py::arg("sinks") = py::none());
+      py::arg("block_tables"), py::arg("out"), py::arg("num_heads"), py::arg("options"), py::arg("sinks") = py::none());
   py::class_<AttentionOptions>(m, "AttentionOptions", "scale of the scores; window and softcap, 0 turns them off.")
       .def(py::init<float, std::int32_t, float>(), py::arg("scale"), py::arg("window") = 0, py::arg("softcap") = 0.0f);
 }
@@ -292,8 +300,8 @@ void bind_sample(py::module_& m) {
                             DlpackTensor(token_ids, "token_ids", Access::kWrite).writable_int32s()};
         PAGED_CHECK(static_cast<std::int64_t>(rows.size()) == params.logits.rows, "sample: ", params.logits.rows,
                     " rows of logits but ", rows.size(), " SamplingRow");
-        const std::int64_t bytes = ops::sample_workspace_bytes(Device::kCpu, threads.num_threads(), params.logits.rows,
-                                                               params.logits.cols);
+        const std::int64_t bytes =
+            ops::sample_workspace_bytes(Device::kCpu, threads.num_threads(), params.logits.rows, params.logits.cols);
         const auto workspace = std::make_unique_for_overwrite<std::byte[]>(static_cast<std::size_t>(bytes));
         params.workspace = workspace.get();
         const py::gil_scoped_release unlocked;

@@ -72,7 +72,8 @@ inline constexpr const char* kApiCapsule = "dlpack_exchange_api";
 
 // Null where the object's type offers none, or one of another major version.
 inline const dlpack::ExchangeApi* exchange_api_of(pybind11::handle object) {
-  const pybind11::object capsule = pybind11::getattr(pybind11::type::handle_of(object), kApiAttribute, pybind11::none());
+  const pybind11::object capsule =
+      pybind11::getattr(pybind11::type::handle_of(object), kApiAttribute, pybind11::none());
   if (!PyCapsule_IsValid(capsule.ptr(), kApiCapsule)) return nullptr;
   const auto* api = static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), kApiCapsule));
   return api->header.version.major == dlpack::kMajorVersion ? api : nullptr;
@@ -121,7 +122,8 @@ inline DlpackTensor::DlpackTensor(pybind11::handle object, std::string name, Acc
 }
 
 inline void DlpackTensor::read_capsule() {
-  PAGED_CHECK(pybind11::hasattr(object_, "__dlpack__"), name_, " must be a tensor (torch, numpy or any with __dlpack__), got ",
+  PAGED_CHECK(pybind11::hasattr(object_, "__dlpack__"), name_,
+              " must be a tensor (torch, numpy or any with __dlpack__), got ",
               pybind11::str(pybind11::type::handle_of(object_)).cast<std::string>());
   const pybind11::object capsule = detail::call_dlpack(object_);
   managed_versioned_.reset(
@@ -166,15 +168,16 @@ inline DType DlpackTensor::dtype() const {
   const auto [code, bits, lanes] = tensor_.dtype;
   if (code == dlpack::kFloat && bits == 32) return DType::kFloat32;
   if (code == dlpack::kFloat && bits == 16) return DType::kFloat16;
-  PAGED_CHECK(code == dlpack::kBfloat && bits == 16, name_, " must be float32, bfloat16 or float16, got ", dtype_name());
+  PAGED_CHECK(code == dlpack::kBfloat && bits == 16, name_, " must be float32, bfloat16 or float16, got ",
+              dtype_name());
   return DType::kBFloat16;
 }
 
 inline MatrixView DlpackTensor::matrix() const {
   const int n = ndim();
   PAGED_CHECK(n == 1 || n == 2, name_, " must have one or two dimensions, got ", n);
-  PAGED_CHECK(shape(n - 1) <= 1 || stride(n - 1) == 1, name_, " must have neighbouring columns, got a column stride of ",
-              stride(n - 1), "; pass .contiguous()");
+  PAGED_CHECK(shape(n - 1) <= 1 || stride(n - 1) == 1, name_,
+              " must have neighbouring columns, got a column stride of ", stride(n - 1), "; pass .contiguous()");
   const std::int64_t rows = n == 2 ? shape(0) : 1;
   const std::int64_t cols = shape(n - 1);
   return {data(), rows, cols, n == 2 && rows > 1 ? stride(0) : cols, dtype()};
@@ -190,7 +193,8 @@ inline void* DlpackTensor::bytes() const {
 }
 
 inline void* DlpackTensor::elements(dlpack::TypeCode code, int bits, const char* type) const {
-  PAGED_CHECK(tensor_.dtype.code == code && tensor_.dtype.bits == bits, name_, " must be ", type, ", got ", dtype_name());
+  PAGED_CHECK(tensor_.dtype.code == code && tensor_.dtype.bits == bits, name_, " must be ", type, ", got ",
+              dtype_name());
   return bytes();
 }
 

@@ -11,7 +11,9 @@ namespace {
 // items enough, and the workspace stays small.
 constexpr int kMaxSplitTokens = 8;
 
-std::int32_t divide_up(std::int32_t a, std::int32_t b) { return (a + b - 1) / b; }
+std::int32_t divide_up(std::int32_t a, std::int32_t b) {
+  return (a + b - 1) / b;
+}
 
 // How the query heads of one kv head and the queries of one sequence are cut into tiles.
 struct Cut {
@@ -55,8 +57,8 @@ Plan plan_of(const AttentionParams& params, int num_threads) {
     plan.longest_chunks = std::max(plan.longest_chunks, divide_up(batch.seq_lens[s], kKeyChunk));
   }
   plan.items *= std::int64_t{params.cache.num_kv_heads} * plan.cut.head_tiles;
-  plan.split = num_threads > 1 && plan.items < 2 * num_threads && plan.longest_chunks > 1 &&
-               batch.num_tokens <= kMaxSplitTokens;
+  plan.split =
+      num_threads > 1 && plan.items < 2 * num_threads && plan.longest_chunks > 1 && batch.num_tokens <= kMaxSplitTokens;
   return plan;
 }
 
@@ -119,7 +121,8 @@ void attention(ThreadPool& threads, const AttentionParams& params) {
 }
 
 std::int64_t attention_workspace_bytes(int max_tokens, int num_heads, int head_dim, int max_seq_len) {
-  const std::int64_t states = std::int64_t{std::min(max_tokens, kMaxSplitTokens)} * num_heads * divide_up(max_seq_len, kKeyChunk);
+  const std::int64_t states =
+      std::int64_t{std::min(max_tokens, kMaxSplitTokens)} * num_heads * divide_up(max_seq_len, kKeyChunk);
   return states * partial_floats(head_dim) * static_cast<std::int64_t>(sizeof(float));
 }
 

@@ -3,7 +3,8 @@
 // CPU and the operating system support, once, at its first call. PAGED_ISA=baseline|avx2|avx512|avx512bf16 overrides it
 // and throws std::invalid_argument where the CPU lacks it. (baseline is SSE2 on x86-64 and NEON on 64-bit Arm.)
 //
-// A kernel works on a range of rows or on one tile in the calling thread; who gets which is decided above, in cpu/*.cpp.
+// A kernel works on a range of rows or on one tile in the calling thread; who gets which is decided above, in
+// cpu/*.cpp.
 #pragma once
 
 #include <cstddef>
@@ -25,7 +26,7 @@ struct LinearTile {
   MatrixView x;
   MatrixView out;
   const PackedMatrix* weights;
-  const float* bias;          // [weights.rows] or null
+  const float* bias;  // [weights.rows] or null
   std::int64_t row_begin;
   std::int64_t panel_begin;
   std::int64_t column_begin;  // column of out that takes the matrix's first row
@@ -45,13 +46,15 @@ struct AttentionTile {
   std::int32_t num_queries;  // num_heads * num_queries <= kMaxQueryRows
   std::int32_t chunk_begin;
   std::int32_t chunk_end;
-  float* partials;           // null: merge the chunks and write out; else one state per row and chunk, see below
-  std::int32_t chunk_stride; // chunks a row has in partials
+  float* partials;            // null: merge the chunks and write out; else one state per row and chunk, see below
+  std::int32_t chunk_stride;  // chunks a row has in partials
   std::byte* scratch;
 };
 
 // State of the online softmax of one (query token, head) over one chunk: [m, l, 14 unused, acc[head_dim to 16]].
-constexpr std::int64_t partial_floats(std::int64_t head_dim) { return 16 + (head_dim + 15) / 16 * 16; }
+constexpr std::int64_t partial_floats(std::int64_t head_dim) {
+  return 16 + (head_dim + 15) / 16 * 16;
+}
 
 // One row of logits under temperature: probabilities relative to the largest.
 struct ExpRow {
@@ -59,8 +62,8 @@ struct ExpRow {
   std::int64_t n;
   float max;
   float inverse_temperature;
-  float* weights;       // [n] out: exp((logit - max) / temperature)
-  double* block_sums;   // [ceil(n / kSumBlock)] out
+  float* weights;      // [n] out: exp((logit - max) / temperature)
+  double* block_sums;  // [ceil(n / kSumBlock)] out
 };
 inline constexpr int kSumBlock = 256;
 

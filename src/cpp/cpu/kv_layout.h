@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where an element lies inside a piece of the CPU's KV cache. Keys are head-dim major, so that one vector holds the same
-// component of sixteen keys and a score needs no horizontal sum: float32 and float16 [head_dim][block_size], bfloat16
-// [head_dim / 2][block_size][2] (pairs, as dpbf16 reads them). Values are [block_size][head_dim].
+// Where an element lies inside a piece of the CPU's KV cache. Keys are head-dim major, so that one vector holds the
+// same component of sixteen keys and a score needs no horizontal sum: float32 and float16 [head_dim][block_size],
+// bfloat16 [head_dim / 2][block_size][2] (pairs, as dpbf16 reads them). Values are [block_size][head_dim].
 //
 //   layer cache: block 0 | block 1 | ...     block: K head 0 | K head 1 | ... | V head 0 | V head 1 | ...
 #pragma once

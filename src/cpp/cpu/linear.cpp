@@ -15,7 +15,9 @@ struct Partition {
   std::int64_t panels_per_group;
 };
 
-std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+std::int64_t divide_up(std::int64_t a, std::int64_t b) {
+  return (a + b - 1) / b;
+}
 
 // Four items a thread where there is that much work, so that the last item to finish is not long alone.
 Partition partition(const LinearParams& params, int num_threads) {
@@ -32,7 +34,8 @@ void run_item(const LinearParams& params, const Partition& cut, std::int64_t ite
   std::int64_t group = item / cut.row_blocks;
   std::int64_t column = 0;
   int part = 0;
-  for (std::int64_t groups; group >= (groups = divide_up(params.parts[part]->num_panels, cut.panels_per_group)); ++part) {
+  for (std::int64_t groups; group >= (groups = divide_up(params.parts[part]->num_panels, cut.panels_per_group));
+       ++part) {
     group -= groups;
     column += params.parts[part]->rows;
   }
@@ -58,9 +61,8 @@ void linear(ThreadPool& threads, const LinearParams& params) {
   const Partition cut = partition(params, threads.num_threads());
   std::int64_t groups = 0;
   for (int i = 0; i < params.num_parts; ++i) groups += divide_up(params.parts[i]->num_panels, cut.panels_per_group);
-  threads.parallel_for(cut.row_blocks * groups, [&](std::int64_t item, int thread) {
-    run_item(params, cut, item, threads.scratch(thread));
-  });
+  threads.parallel_for(cut.row_blocks * groups,
+                       [&](std::int64_t item, int thread) { run_item(params, cut, item, threads.scratch(thread)); });
 }
 
 }  // namespace paged::cpu

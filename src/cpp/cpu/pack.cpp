@@ -122,8 +122,8 @@ void pack_panel(const PanelSource& source, WeightType type, PackedMatrix& matrix
 
 std::int64_t checked_row_bytes(const WeightSource& source) {
   const auto [num_weights, num_bytes] = cpu::block_size_of(source.type);
-  PAGED_CHECK(source.rows > 0 && source.cols > 0, "pack: a ", name_of(source.type), " matrix needs rows and columns, got ",
-              source.rows, " x ", source.cols);
+  PAGED_CHECK(source.rows > 0 && source.cols > 0, "pack: a ", name_of(source.type),
+              " matrix needs rows and columns, got ", source.rows, " x ", source.cols);
   PAGED_CHECK(source.cols % num_weights == 0, "pack: ", name_of(source.type), " rows come in groups of ", num_weights,
               " columns, got ", source.cols, " columns");
   const std::int64_t row_bytes = source.cols / num_weights * num_bytes;
@@ -132,8 +132,8 @@ std::int64_t checked_row_bytes(const WeightSource& source) {
               source.num_bytes, " bytes in all");
   if (source.row_order != nullptr)
     for (std::int64_t i = 0; i < source.rows; ++i)
-      PAGED_CHECK(source.row_order[i] >= 0 && source.row_order[i] < source.rows, "pack: row_order[", i, "] = ",
-                  source.row_order[i], " is outside the ", source.rows, " rows");
+      PAGED_CHECK(source.row_order[i] >= 0 && source.row_order[i] < source.rows, "pack: row_order[", i,
+                  "] = ", source.row_order[i], " is outside the ", source.rows, " rows");
   return row_bytes;
 }
 
@@ -149,7 +149,9 @@ WeightType parse_weight_type(std::string_view name) {
   detail::throw_invalid_argument("weight type '", name, "' is not known; known: ", known);
 }
 
-std::string_view name_of(WeightType type) { return entry_of(type).name; }
+std::string_view name_of(WeightType type) {
+  return entry_of(type).name;
+}
 
 PackedMatrixPtr pack_matrix(const WeightSource& source, ThreadPool& threads) {
   const std::int64_t row_bytes = checked_row_bytes(source);

@@ -28,11 +28,11 @@ inline constexpr int kPanelRows = 16;
 enum class PackedFormat : std::uint8_t { kFloat32, kBFloat16, kFloat16, kQ8, kQ8Min, kQ4, kQ4Min, kQ4K, kQ5K, kQ6K };
 
 struct QuantLayout {
-  int block_k;      // weights of a row that share d
-  int group_k;      // weights of a row that share a scale
-  int bits;         // of a stored code: 4 or 8
-  bool is_signed;   // of an 8-bit code
-  int zero;         // the code of weight 0 where there is no min
+  int block_k;     // weights of a row that share d
+  int group_k;     // weights of a row that share a scale
+  int bits;        // of a stored code: 4 or 8
+  bool is_signed;  // of an 8-bit code
+  int zero;        // the code of weight 0 where there is no min
   bool has_min;
   bool sub_scaled;  // the group's scale and min are 8-bit multiples of the block's
 
@@ -46,10 +46,10 @@ struct QuantLayout {
   constexpr int block_bytes() const { return codes_offset() + block_k * kPanelRows * bits / 8; }
 };
 
-inline constexpr QuantLayout kQ8Layout{32, 32, 8, true, 0, false, false};      // Q8_0, Q5_0
-inline constexpr QuantLayout kQ8MinLayout{32, 32, 8, false, 0, true, false};   // Q5_1
-inline constexpr QuantLayout kQ4Layout{32, 32, 4, false, 8, false, false};     // Q4_0
-inline constexpr QuantLayout kQ4MinLayout{32, 32, 4, false, 0, true, false};   // Q4_1
+inline constexpr QuantLayout kQ8Layout{32, 32, 8, true, 0, false, false};     // Q8_0, Q5_0
+inline constexpr QuantLayout kQ8MinLayout{32, 32, 8, false, 0, true, false};  // Q5_1
+inline constexpr QuantLayout kQ4Layout{32, 32, 4, false, 8, false, false};    // Q4_0
+inline constexpr QuantLayout kQ4MinLayout{32, 32, 4, false, 0, true, false};  // Q4_1
 inline constexpr QuantLayout kQ4KLayout{256, 32, 4, false, 0, true, true};
 inline constexpr QuantLayout kQ5KLayout{256, 32, 8, false, 0, true, true};
 inline constexpr QuantLayout kQ6KLayout{256, 16, 8, true, 0, false, true};

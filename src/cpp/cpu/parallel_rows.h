@@ -13,9 +13,8 @@ template <typename Body>
 void parallel_rows(ThreadPool& threads, std::int64_t rows, std::int64_t bytes_per_row, Body body) {
   constexpr std::int64_t kItemBytes = 32 * 1024;
   const std::int64_t per_item = std::max<std::int64_t>(1, kItemBytes / std::max<std::int64_t>(1, bytes_per_row));
-  threads.parallel_for((rows + per_item - 1) / per_item, [&](std::int64_t item, int) {
-    body(item * per_item, std::min(rows, (item + 1) * per_item));
-  });
+  threads.parallel_for((rows + per_item - 1) / per_item,
+                       [&](std::int64_t item, int) { body(item * per_item, std::min(rows, (item + 1) * per_item)); });
 }
 
 }  // namespace paged::cpu

@@ -18,7 +18,9 @@ namespace {
 
 constexpr std::int32_t kNoToken = -1;
 
-std::int64_t round_up(std::int64_t bytes) { return (bytes + 63) / 64 * 64; }
+std::int64_t round_up(std::int64_t bytes) {
+  return (bytes + 63) / 64 * 64;
+}
 
 // One thread's part of the workspace.
 struct Workspace {
@@ -101,7 +103,8 @@ std::int64_t apply_top_p(const Row& row, std::int64_t count, double total) {
   const Workspace& work = row.work;
   for (std::int64_t i = 0; i < count; ++i) work.sorted[i] = work.weights[work.ids[i]];
   const float threshold = nucleus_threshold(work.sorted, count, static_cast<double>(row.how.top_p) * total);
-  const auto end = std::remove_if(work.ids, work.ids + count, [&](std::int32_t id) { return work.weights[id] < threshold; });
+  const auto end =
+      std::remove_if(work.ids, work.ids + count, [&](std::int32_t id) { return work.weights[id] < threshold; });
   return end - work.ids;
 }
 

@@ -54,7 +54,9 @@ class SignalsBlocked {
 
 }  // namespace
 
-void ThreadPool::AlignedDelete::operator()(std::byte* data) const { ::operator delete[](data, kAlignment); }
+void ThreadPool::AlignedDelete::operator()(std::byte* data) const {
+  ::operator delete[](data, kAlignment);
+}
 
 ThreadPool::ThreadPool(int num_threads) {
   PAGED_CHECK(num_threads >= 1 && num_threads <= 1024, "num_threads must be between 1 and 1024, got ", num_threads);
@@ -68,7 +70,9 @@ ThreadPool::ThreadPool(int num_threads) {
   }
 }
 
-ThreadPool::~ThreadPool() { stop_workers(); }
+ThreadPool::~ThreadPool() {
+  stop_workers();
+}
 
 void ThreadPool::start_workers(int num_workers) {
   const SignalsBlocked blocked;  // a new thread inherits the mask

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The one thread pool of an engine. It owns num_threads - 1 workers (the caller of parallel_for is the other one) and a
-// scratch area for each. Workers take items from an atomic cursor; between jobs they spin for some tens of microseconds,
-// then sleep. A worker that wakes late finds the job closed and is not waited for. Signals are blocked in the workers:
-// they belong to the host program. One job at a time; callers on several threads queue. Not to be called from a body.
-// Cost: about a microsecond a job while the workers spin, a futex wake when they sleep, nothing for a single item.
+// scratch area for each. Workers take items from an atomic cursor; between jobs they spin for some tens of
+// microseconds, then sleep. A worker that wakes late finds the job closed and is not waited for. Signals are blocked in
+// the workers: they belong to the host program. One job at a time; callers on several threads queue. Not to be called
+// from a body. Cost: about a microsecond a job while the workers spin, a futex wake when they sleep, nothing for a
+// single item.
 #pragma once
 
 #include <atomic>
@@ -37,9 +38,12 @@ class ThreadPool {
   // body throws, items not yet begun are skipped and the first exception is rethrown here.
   template <typename Body>
   void parallel_for(std::int64_t num_items, Body&& body) {
-    run(num_items, [](void* context, std::int64_t item, int thread) {
-      (*static_cast<std::remove_reference_t<Body>*>(context))(item, thread);
-    }, const_cast<void*>(static_cast<const void*>(std::addressof(body))));
+    run(
+        num_items,
+        [](void* context, std::int64_t item, int thread) {
+          (*static_cast<std::remove_reference_t<Body>*>(context))(item, thread);
+        },
+        const_cast<void*>(static_cast<const void*>(std::addressof(body))));
   }
 
  private:

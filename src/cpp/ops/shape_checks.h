@@ -17,8 +17,8 @@ struct Shape {
 inline void check_matrix(std::string_view op, std::string_view name, const MatrixView& view, Shape shape) {
   PAGED_CHECK(view.rows == shape.rows && view.cols == shape.cols, op, ": ", name, " must be [", shape.rows, ", ",
               shape.cols, "], got [", view.rows, ", ", view.cols, "]");
-  PAGED_CHECK(view.row_stride >= view.cols, op, ": ", name, " has rows of ", view.cols, " elements but a row stride of ",
-              view.row_stride);
+  PAGED_CHECK(view.row_stride >= view.cols, op, ": ", name, " has rows of ", view.cols,
+              " elements but a row stride of ", view.row_stride);
   PAGED_CHECK(view.data != nullptr || view.rows == 0 || view.cols == 0, op, ": ", name, " has no data");
 }
 

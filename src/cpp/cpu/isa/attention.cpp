@@ -34,8 +34,12 @@ struct Range {
   int end;
 };
 
-PAGED_INLINE int smaller(int a, int b) { return a < b ? a : b; }
-PAGED_INLINE int larger(int a, int b) { return a > b ? a : b; }
+PAGED_INLINE int smaller(int a, int b) {
+  return a < b ? a : b;
+}
+PAGED_INLINE int larger(int a, int b) {
+  return a > b ? a : b;
+}
 
 struct Walk {
   const AttentionTile& tile;
@@ -203,8 +207,7 @@ void value_rows(const Walk& walk, int row, Range keys) {
   int d = 0;
   for (; d + 16 * kOutVectors <= walk.head_dim; d += 16 * kOutVectors)
     value_columns<C, kRows, kOutVectors>(walk, row, d, 16, keys);
-  for (; d < walk.head_dim; d += 16)
-    value_columns<C, kRows, 1>(walk, row, d, smaller(16, walk.head_dim - d), keys);
+  for (; d < walk.head_dim; d += 16) value_columns<C, kRows, 1>(walk, row, d, smaller(16, walk.head_dim - d), keys);
 }
 
 // ---- a tile of keys
@@ -235,8 +238,8 @@ void visit_keys(const Walk& walk, int tile_begin, Range range) {
     score_some<C, kAttentionRows>(walk, keys, row, smaller(kAttentionRows, walk.num_rows - row));
   for (int row = 0; row < walk.num_rows; ++row) softmax_row(walk, row, tile_begin);
   for (int key = range.begin; key < range.end; ++key)
-    walk.s.values[key - tile_begin] = reinterpret_cast<const std::byte*>(
-        piece_of<C>(walk, key, 1) + std::int64_t{key % block_size} * walk.head_dim);
+    walk.s.values[key - tile_begin] =
+        reinterpret_cast<const std::byte*>(piece_of<C>(walk, key, 1) + std::int64_t{key % block_size} * walk.head_dim);
   const Range in_tile{range.begin - tile_begin, range.end - tile_begin};
   for (int row = 0; row < walk.num_rows; row += kAttentionRows)
     value_some<C, kAttentionRows>(walk, row, smaller(kAttentionRows, walk.num_rows - row), in_tile);

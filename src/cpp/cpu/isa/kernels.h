@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The entries of one instruction set's KernelTable. Sources in this folder may use no std:: templates and call no inline
-// function that is not PAGED_INLINE: what they emit out of line must carry the instruction set's namespace.
+// The entries of one instruction set's KernelTable. Sources in this folder may use no std:: templates and call no
+// inline function that is not PAGED_INLINE: what they emit out of line must carry the instruction set's namespace.
 #pragma once
 
 #include "cpu/kernel_table.h"

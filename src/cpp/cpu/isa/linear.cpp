@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// x @ w.T for one tile of rows and panels. Every output is one chain of fused multiply-adds in ascending k, whatever the
-// number of rows, the register tile or the thread: a row's result does not depend on its batch. Three paths, one chain:
+// x @ w.T for one tile of rows and panels. Every output is a sum of chains, each of the fused multiply-adds of kChain
+// consecutive k in ascending order, whatever the number of rows, the register tile or the thread: a row's result does
+// not depend on its batch. (A single chain over all k would round several times worse.) Three paths, the same chains:
 //   few rows        weights are decoded in registers and used at once (decode streams the weights, memory bound)
 //   many rows       two panels are decoded into scratch once per 256 k and multiplied by all rows of the tile
 //   bf16 x bf16     where the machine has dpbf16, for every number of rows: a chain of dpbf16 over pairs of k
@@ -12,8 +13,11 @@ namespace paged::cpu::PAGED_ISA_NAMESPACE {
 namespace {
 
 constexpr int kFewRows = 4;
+constexpr int kChain = 32;         // k of one chain; a multiple of every format's group
+constexpr int kPairChain = 256;    // of one chain of bfloat16 pairs, whose operands are coarser than its rounding
 constexpr int kBlockK = 256;       // k of one pass over many rows
 constexpr int kLongBlockK = 2048;  // k of one pass over few rows
+static_assert(kBlockK % kPairChain == 0 && kLongBlockK % kPairChain == 0 && kPairChain % kChain == 0);
 constexpr int kAccStride = kMaxTilePanels * kPanelRows;
 
 // Scratch of a tile. x is filled up with zeros to a multiple of 16 along k.
@@ -27,28 +31,42 @@ static_assert(sizeof(Scratch) <= 256 * 1024);
 
 // Operands of one pass: `count` consecutive k.
 struct Pass {
-  const void* x;            // [num_rows, x_stride], float32, or bfloat16 for dpbf16
+  const void* x;  // [num_rows, x_stride], float32, or bfloat16 for dpbf16
   int x_stride;
-  int count;                // multiple of 8
+  int count;  // multiple of 8
   std::int64_t k_begin;
   const std::byte* panels;  // first panel of the tile, from its k = 0
   std::int64_t panel_bytes;
-  float* acc;               // [num_rows, kAccStride]
+  float* acc;  // [num_rows, kAccStride]
 };
 
 template <int kRows, int kPanels>
 struct Accumulators {
   F32 v[kRows][kPanels];
 
-  PAGED_INLINE void read(const float* acc) {
+  PAGED_INLINE void clear() {
     for (int r = 0; r < kRows; ++r)
-      for (int p = 0; p < kPanels; ++p) v[r][p] = load(acc + r * kAccStride + p * kPanelRows);
+      for (int p = 0; p < kPanels; ++p) v[r][p] = zero();
   }
-  PAGED_INLINE void write(float* acc) const {
+  PAGED_INLINE void add_to(float* acc) const {
     for (int r = 0; r < kRows; ++r)
-      for (int p = 0; p < kPanels; ++p) store(acc + r * kAccStride + p * kPanelRows, v[r][p]);
+      for (int p = 0; p < kPanels; ++p) {
+        float* at = acc + r * kAccStride + p * kPanelRows;
+        store(at, load(at) + v[r][p]);
+      }
   }
 };
+
+// Calls chain(sums, begin, end) for each chain of a pass and adds what it leaves in the sums to acc.
+template <int kLength, int kRows, int kPanels, typename Chain>
+PAGED_INLINE void add_chains(int count, float* acc, Chain chain) {
+  for (int begin = 0; begin < count; begin += kLength) {
+    Accumulators<kRows, kPanels> sums;
+    sums.clear();
+    chain(sums.v, begin, count - begin < kLength ? count : begin + kLength);
+    sums.add_to(acc);
+  }
+}
 
 // ---- few rows
 
@@ -56,24 +74,23 @@ template <typename Format, int kRows, int kPanels>
 void multiply_direct(const Pass& pass, int panel) {
   const float* x = static_cast<const float*>(pass.x);
   const std::byte* weights = pass.panels + panel * pass.panel_bytes;
-  Accumulators<kRows, kPanels> acc;
-  acc.read(pass.acc + panel * kPanelRows);
-  for (int k = 0; k < pass.count; k += Format::kGroup) {
-    for (int p = 0; p < kPanels; ++p) {
-      const std::byte* from = weights + p * pass.panel_bytes;
-      const auto scale = Format::scales(from, pass.k_begin + k);
-      F32 sum[kRows];
-      for (int r = 0; r < kRows; ++r) sum[r] = acc.v[r][p];
-      for (int i = 0; i < Format::kGroup; i += 8) {
-        F32 w[8];
-        Format::decode(from, pass.k_begin + k + i, scale, w);
-        for (int j = 0; j < 8; ++j)
-          for (int r = 0; r < kRows; ++r) sum[r] = fma(set1(x[r * pass.x_stride + k + i + j]), w[j], sum[r]);
+  add_chains<kChain, kRows, kPanels>(pass.count, pass.acc + panel * kPanelRows, [&](auto& acc, int begin, int end) {
+    for (int k = begin; k < end; k += Format::kGroup) {
+      for (int p = 0; p < kPanels; ++p) {
+        const std::byte* from = weights + p * pass.panel_bytes;
+        const auto scale = Format::scales(from, pass.k_begin + k);
+        F32 sum[kRows];
+        for (int r = 0; r < kRows; ++r) sum[r] = acc[r][p];
+        for (int i = 0; i < Format::kGroup; i += 8) {
+          F32 w[8];
+          Format::decode(from, pass.k_begin + k + i, scale, w);
+          for (int j = 0; j < 8; ++j)
+            for (int r = 0; r < kRows; ++r) sum[r] = fma(set1(x[r * pass.x_stride + k + i + j]), w[j], sum[r]);
+        }
+        for (int r = 0; r < kRows; ++r) acc[r][p] = sum[r];
       }
-      for (int r = 0; r < kRows; ++r) acc.v[r][p] = sum[r];
     }
-  }
-  acc.write(pass.acc + panel * kPanelRows);
+  });
 }
 
 template <typename Format, int kRows>
@@ -94,17 +111,16 @@ template <int kRows, int kPanels>
 void multiply_floats(const Pass& pass, const float* const* w, int row, int panel) {
   const float* x = static_cast<const float*>(pass.x) + row * pass.x_stride;
   float* out = pass.acc + row * kAccStride + panel * kPanelRows;
-  Accumulators<kRows, kPanels> acc;
-  acc.read(out);
-  for (int k = 0; k < pass.count; ++k) {
-    F32 weights[kPanels];
-    for (int p = 0; p < kPanels; ++p) weights[p] = load(w[p] + k * kPanelRows);
-    for (int r = 0; r < kRows; ++r) {
-      const F32 element = set1(x[r * pass.x_stride + k]);
-      for (int p = 0; p < kPanels; ++p) acc.v[r][p] = fma(element, weights[p], acc.v[r][p]);
+  add_chains<kChain, kRows, kPanels>(pass.count, out, [&](auto& acc, int begin, int end) {
+    for (int k = begin; k < end; ++k) {
+      F32 weights[kPanels];
+      for (int p = 0; p < kPanels; ++p) weights[p] = load(w[p] + k * kPanelRows);
+      for (int r = 0; r < kRows; ++r) {
+        const F32 element = set1(x[r * pass.x_stride + k]);
+        for (int p = 0; p < kPanels; ++p) acc[r][p] = fma(element, weights[p], acc[r][p]);
+      }
     }
-  }
-  acc.write(out);
+  });
 }
 
 // acc += x @ w over pairs: w [count / 2][16][2] bfloat16.
@@ -113,19 +129,18 @@ void multiply_pairs(const Pass& pass, int row, int panel) {
   const std::byte* weights = pass.panels + panel * pass.panel_bytes + pass.k_begin / 2 * 64;
   const BFloat16* x = static_cast<const BFloat16*>(pass.x) + row * pass.x_stride;
   float* out = pass.acc + row * kAccStride + panel * kPanelRows;
-  Accumulators<kRows, kPanels> acc;
-  acc.read(out);
-  for (int k = 0; k < pass.count; k += 2) {
-    I32 words[kPanels];
-    for (int p = 0; p < kPanels; ++p) words[p] = load_words(weights + p * pass.panel_bytes + k / 2 * 64);
-    for (int r = 0; r < kRows; ++r) {
-      std::uint32_t pair;
-      __builtin_memcpy(&pair, x + r * pass.x_stride + k, 4);
-      const I32 element = set1_word(pair);
-      for (int p = 0; p < kPanels; ++p) acc.v[r][p] = dot_pairs(acc.v[r][p], words[p], element);
+  add_chains<kPairChain, kRows, kPanels>(pass.count, out, [&](auto& acc, int begin, int end) {
+    for (int k = begin; k < end; k += 2) {
+      I32 words[kPanels];
+      for (int p = 0; p < kPanels; ++p) words[p] = load_words(weights + p * pass.panel_bytes + k / 2 * 64);
+      for (int r = 0; r < kRows; ++r) {
+        std::uint32_t pair;
+        __builtin_memcpy(&pair, x + r * pass.x_stride + k, 4);
+        const I32 element = set1_word(pair);
+        for (int p = 0; p < kPanels; ++p) acc[r][p] = dot_pairs(acc[r][p], words[p], element);
+      }
     }
-  }
-  acc.write(out);
+  });
 }
 
 // Rows of one register tile, so that the tiles of `num_rows` are as even as they can be.
