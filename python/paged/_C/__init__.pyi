@@ -9,6 +9,8 @@ import numpy.typing as npt
 
 from paged.outputs import FinishReason
 
+from . import ops as ops
+
 Int32Array = npt.NDArray[np.int32]
 
 class InternalError(RuntimeError):
