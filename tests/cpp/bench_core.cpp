@@ -20,9 +20,7 @@ struct StepTimes {
   std::vector<double> commit;
 };
 
-double microseconds(Clock::duration duration) {
-  return std::chrono::duration<double, std::micro>(duration).count();
-}
+double microseconds(Clock::duration duration) { return std::chrono::duration<double, std::micro>(duration).count(); }
 
 double quantile(std::vector<double> values, double fraction) {
   std::sort(values.begin(), values.end());

@@ -24,9 +24,7 @@ inline std::uint64_t mix(std::uint64_t state, std::uint64_t value) {
   return state ^ (state >> 32);
 }
 
-inline std::uint64_t salt_fingerprint(const std::string& salt) {
-  return mix(1, std::hash<std::string>{}(salt));
-}
+inline std::uint64_t salt_fingerprint(const std::string& salt) { return mix(1, std::hash<std::string>{}(salt)); }
 
 // Sequences whose ids agree modulo 2 sample alike, so that some of them write equal blocks and others part ways.
 inline TokenId next_token(std::uint64_t fingerprint, SequenceId id) {

@@ -15,12 +15,8 @@
 namespace paged {
 namespace {
 
-std::uint64_t constant_hash(ContentId, std::span<const TokenId>) {
-  return 7;
-}
-std::uint64_t poor_hash(ContentId, std::span<const TokenId> tokens) {
-  return static_cast<std::uint64_t>(tokens[0]);
-}
+std::uint64_t constant_hash(ContentId, std::span<const TokenId>) { return 7; }
+std::uint64_t poor_hash(ContentId, std::span<const TokenId> tokens) { return static_cast<std::uint64_t>(tokens[0]); }
 
 struct NaiveSequence {
   std::vector<BlockId> table;
@@ -244,9 +240,7 @@ TEST(equals_the_naive_model_whatever_collides) {
   run_seeds({24, 2, true}, poor_hash);
 }
 
-TEST(equals_the_naive_model_without_a_prefix_cache) {
-  run_seeds({24, 4, false}, hash_block);
-}
+TEST(equals_the_naive_model_without_a_prefix_cache) { run_seeds({24, 4, false}, hash_block); }
 
 TEST(impossible_sizes_are_refused) {
   CHECK_THROWS(BlockManager({0, 16, true}), std::invalid_argument, "num_blocks must be at least 1, got 0");

@@ -9,9 +9,7 @@
 namespace paged {
 namespace {
 
-std::uint64_t constant_hash(ContentId, std::span<const TokenId>) {
-  return 7;
-}
+std::uint64_t constant_hash(ContentId, std::span<const TokenId>) { return 7; }
 
 TEST(free_list_keeps_order) {
   FreeBlockList list(4);

@@ -12,9 +12,7 @@ namespace {
 
 using test::Simulation;
 
-std::uint64_t constant_hash(ContentId, std::span<const TokenId>) {
-  return 7;
-}
+std::uint64_t constant_hash(ContentId, std::span<const TokenId>) { return 7; }
 
 class RandomTraffic {
  public:
@@ -120,9 +118,7 @@ TEST(random_traffic_in_a_tiny_pool) {
   CHECK(totals.num_blocks_copied > 10, totals.num_blocks_copied);
 }
 
-TEST(random_traffic_when_all_hashes_collide) {
-  run_seeds(tiny(), constant_hash);
-}
+TEST(random_traffic_when_all_hashes_collide) { run_seeds(tiny(), constant_hash); }
 
 TEST(random_traffic_without_a_prefix_cache) {
   SchedulerConfig config = tiny();

@@ -35,14 +35,14 @@ template <typename... Parts>
 }  // namespace detail
 }  // namespace paged
 
-#define PAGED_CHECK(condition, ...)                             \
-  do {                                                          \
-    if (!(condition)) [[unlikely]]                              \
-      ::paged::detail::throw_invalid_argument(__VA_ARGS__);     \
+#define PAGED_CHECK(condition, ...)                         \
+  do {                                                      \
+    if (!(condition)) [[unlikely]]                          \
+      ::paged::detail::throw_invalid_argument(__VA_ARGS__); \
   } while (false)
 
-#define PAGED_INVARIANT(condition, ...)                                                        \
-  do {                                                                                         \
-    if (!(condition)) [[unlikely]]                                                             \
-      ::paged::detail::throw_internal_error(#condition, __FILE__, __LINE__, __VA_ARGS__);      \
+#define PAGED_INVARIANT(condition, ...)                                                   \
+  do {                                                                                    \
+    if (!(condition)) [[unlikely]]                                                        \
+      ::paged::detail::throw_internal_error(#condition, __FILE__, __LINE__, __VA_ARGS__); \
   } while (false)

@@ -92,8 +92,8 @@ void bind_request(py::module_& module) {
       .def("take", &take, "(text, token_ids, finish_reason or None): what has come since the last call.");
 }
 
-std::shared_ptr<Request> submit(Engine& engine, std::vector<TokenId> prompt, SamplingParams sampling, std::int32_t priority,
-                                std::string cache_salt) {
+std::shared_ptr<Request> submit(Engine& engine, std::vector<TokenId> prompt, SamplingParams sampling,
+                                std::int32_t priority, std::string cache_salt) {
   const py::gil_scoped_release release;
   return engine.submit({std::move(prompt), std::move(sampling), priority, std::move(cache_salt)});
 }
@@ -147,7 +147,8 @@ void bind_engine(py::module_& module) {
                  new Engine(config, take_executor(executor), std::move(threads), std::move(token_table)));
            }),
            py::kw_only(), py::arg("config"), py::arg("executor"), py::arg("threads"), py::arg("token_table"))
-      .def("submit", &submit, py::arg("prompt"), py::arg("sampling"), py::arg("priority") = 0, py::arg("cache_salt") = "")
+      .def("submit", &submit, py::arg("prompt"), py::arg("sampling"), py::arg("priority") = 0,
+           py::arg("cache_salt") = "")
       .def("cancel", &Engine::cancel, py::arg("id"), py::call_guard<py::gil_scoped_release>())
       .def("close", &Engine::close, py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("closed", &Engine::closed)

@@ -14,6 +14,7 @@
 #include "cpu/kernel_table.h"
 #include "cpu/packed_matrix.h"
 #include "cpu/thread_pool.h"
+#include "exec/program.h"
 #include "ops/ops.h"
 
 namespace py = pybind11;
@@ -21,29 +22,16 @@ namespace py = pybind11;
 namespace paged::bindings {
 namespace {
 
-ExecutionContext on(ThreadPool& threads) {
-  return {Device::kCpu, &threads, nullptr};
-}
+ExecutionContext on(ThreadPool& threads) { return {Device::kCpu, &threads, nullptr}; }
 
-MatrixView in(py::handle tensor, const char* name) {
-  return DlpackTensor(tensor, name).matrix();
-}
+MatrixView in(py::handle tensor, const char* name) { return DlpackTensor(tensor, name).matrix(); }
 MatrixView out(py::handle tensor, const char* name = "out") {
   return DlpackTensor(tensor, name, Access::kWrite).matrix();
 }
 const float* floats(py::handle tensor, const char* name) {
   return tensor.is_none() ? nullptr : DlpackTensor(tensor, name).floats();
 }
-const std::int32_t* ints(py::handle tensor, const char* name) {
-  return DlpackTensor(tensor, name).int32s();
-}
-
-Activation parse_activation(const std::string& name) {
-  if (name == "silu") return Activation::kSilu;
-  if (name == "gelu_tanh") return Activation::kGeluTanh;
-  PAGED_CHECK(name == "gelu_erf", "activation must be silu, gelu_tanh or gelu_erf, got '", name, "'");
-  return Activation::kGeluErf;
-}
+const std::int32_t* ints(py::handle tensor, const char* name) { return DlpackTensor(tensor, name).int32s(); }
 
 // One layer's cache in a tensor of the caller's, [num_blocks, 2, num_kv_heads, block_size * head_dim].
 struct KvCache {

@@ -24,7 +24,11 @@ std::int32_t add_matrix(Program& program, const ByteArray& data, const std::stri
                         std::int64_t cols, const std::optional<Int32Array>& row_order, ThreadPool& threads) {
   PAGED_CHECK(!row_order || row_order->size() == rows, "row_order has ", row_order ? row_order->size() : 0,
               " entries for ", rows, " rows");
-  const WeightSource source{data.data(), static_cast<std::int64_t>(data.nbytes()), rows, cols, parse_weight_type(type),
+  const WeightSource source{data.data(),
+                            static_cast<std::int64_t>(data.nbytes()),
+                            rows,
+                            cols,
+                            parse_weight_type(type),
                             row_order ? row_order->data() : nullptr};
   const py::gil_scoped_release release;
   return program.add_matrix(source, threads);
@@ -34,18 +38,30 @@ OpAttributes parse_attributes(const py::dict& given) {
   OpAttributes a;
   for (const auto& [key, value] : given) {
     const auto name = key.cast<std::string>();
-    if (name == "eps") a.eps = value.cast<float>();
-    else if (name == "scale") a.scale = value.cast<float>();
-    else if (name == "softcap") a.softcap = value.cast<float>();
-    else if (name == "width") a.width = value.cast<std::int32_t>();
-    else if (name == "layer") a.layer = value.cast<std::int32_t>();
-    else if (name == "num_heads") a.num_heads = value.cast<std::int32_t>();
-    else if (name == "head_dim") a.head_dim = value.cast<std::int32_t>();
-    else if (name == "rotary_dim") a.rotary_dim = value.cast<std::int32_t>();
-    else if (name == "window") a.window = value.cast<std::int32_t>();
-    else if (name == "interleaved") a.interleaved = value.cast<bool>();
-    else if (name == "activation") a.activation = parse_activation(value.cast<std::string>());
-    else detail::throw_invalid_argument("unknown op attribute '", name, "'");
+    if (name == "eps")
+      a.eps = value.cast<float>();
+    else if (name == "scale")
+      a.scale = value.cast<float>();
+    else if (name == "softcap")
+      a.softcap = value.cast<float>();
+    else if (name == "width")
+      a.width = value.cast<std::int32_t>();
+    else if (name == "layer")
+      a.layer = value.cast<std::int32_t>();
+    else if (name == "num_heads")
+      a.num_heads = value.cast<std::int32_t>();
+    else if (name == "head_dim")
+      a.head_dim = value.cast<std::int32_t>();
+    else if (name == "rotary_dim")
+      a.rotary_dim = value.cast<std::int32_t>();
+    else if (name == "window")
+      a.window = value.cast<std::int32_t>();
+    else if (name == "interleaved")
+      a.interleaved = value.cast<bool>();
+    else if (name == "activation")
+      a.activation = parse_activation(value.cast<std::string>());
+    else
+      detail::throw_invalid_argument("unknown op attribute '", name, "'");
   }
   return a;
 }
@@ -63,7 +79,8 @@ py::array_t<float> run(ProgramExecutor& executor, ArrayBatch batch) {
     const py::gil_scoped_release release;
     logits = executor.run(view);
   }
-  py::array_t<float> out({static_cast<py::ssize_t>(view.num_logits_rows), static_cast<py::ssize_t>(executor.vocab_size())});
+  py::array_t<float> out(
+      {static_cast<py::ssize_t>(view.num_logits_rows), static_cast<py::ssize_t>(executor.vocab_size())});
   if (logits != nullptr) std::memcpy(out.mutable_data(), logits, static_cast<std::size_t>(out.nbytes()));
   return out;
 }
@@ -75,11 +92,12 @@ Value make_value(std::int64_t offset, const std::string& rows, std::int64_t cols
 }
 
 void bind_executor(py::module_& module) {
-  py::classh<ProgramExecutor>(module, "ProgramExecutor", "Runs a Program on the CPU. One engine, or one thread, owns it.")
+  py::classh<ProgramExecutor>(module, "ProgramExecutor",
+                              "Runs a Program on the CPU. One engine, or one thread, owns it.")
       .def(py::init([](std::shared_ptr<Program> program, std::int32_t max_seq_len, std::int32_t num_blocks,
                        std::int32_t block_size, std::shared_ptr<ThreadPool> threads) {
-             return std::make_unique<ProgramExecutor>(std::move(program), KvPoolLimits{max_seq_len, num_blocks, block_size},
-                                                      std::move(threads));
+             return std::make_unique<ProgramExecutor>(
+                 std::move(program), KvPoolLimits{max_seq_len, num_blocks, block_size}, std::move(threads));
            }),
            py::kw_only(), py::arg("program"), py::arg("max_seq_len"), py::arg("num_blocks"), py::arg("block_size"),
            py::arg("threads"))
@@ -87,8 +105,14 @@ void bind_executor(py::module_& module) {
           "run",
           [](ProgramExecutor& self, Int32Array token_ids, Int32Array positions, Int32Array slot_mapping,
              Int32Array query_start, Int32Array seq_lens, Int32Array block_tables, Int32Array logits_rows) {
-            return run(self, {std::move(token_ids), std::move(positions), std::move(slot_mapping), std::move(query_start),
-                              std::move(seq_lens), std::move(block_tables), std::move(logits_rows), {}});
+            return run(self, {std::move(token_ids),
+                              std::move(positions),
+                              std::move(slot_mapping),
+                              std::move(query_start),
+                              std::move(seq_lens),
+                              std::move(block_tables),
+                              std::move(logits_rows),
+                              {}});
           },
           py::kw_only(), py::arg("token_ids"), py::arg("positions"), py::arg("slot_mapping"), py::arg("query_start"),
           py::arg("seq_lens"), py::arg("block_tables"), py::arg("logits_rows"),
@@ -107,9 +131,9 @@ void bind_program(py::module_& module) {
       .def(py::init(&make_value), py::kw_only(), py::arg("offset"), py::arg("rows"), py::arg("cols"),
            py::arg("row_stride"), py::arg("dtype"));
   py::class_<Program, std::shared_ptr<Program>>(module, "Program", "A recorded model as the executor runs it.")
-      .def(py::init([](std::int32_t num_layers, std::int32_t num_kv_heads, std::int32_t head_dim, const std::string& dtype,
-                       std::int64_t arena_bytes, std::int32_t max_tokens, std::int32_t max_logits_rows,
-                       std::int32_t vocab_size, std::int32_t max_positions) {
+      .def(py::init([](std::int32_t num_layers, std::int32_t num_kv_heads, std::int32_t head_dim,
+                       const std::string& dtype, std::int64_t arena_bytes, std::int32_t max_tokens,
+                       std::int32_t max_logits_rows, std::int32_t vocab_size, std::int32_t max_positions) {
              return std::make_shared<Program>(KvCacheSpec{num_layers, num_kv_heads, head_dim, parse_dtype(dtype)},
                                               ArenaPlan{arena_bytes, max_tokens, max_logits_rows}, vocab_size,
                                               max_positions);
@@ -126,8 +150,8 @@ void bind_program(py::module_& module) {
             return self.add_vector(std::vector<float>(values.data(), values.data() + values.size()));
           },
           py::arg("values"))
-      .def("add_op", &add_op, py::arg("kind"), py::kw_only(), py::arg("inputs"), py::arg("outputs"), py::arg("matrices"),
-           py::arg("vector"), py::arg("attributes"))
+      .def("add_op", &add_op, py::arg("kind"), py::kw_only(), py::arg("inputs"), py::arg("outputs"),
+           py::arg("matrices"), py::arg("vector"), py::arg("attributes"))
       .def_property_readonly("matrix_bytes", &Program::matrix_bytes, "Of each matrix as packed.")
       .def_property_readonly("weight_bytes", &Program::weight_bytes);
   bind_executor(module);

@@ -46,9 +46,9 @@ class PythonExecutor final : public Executor {
   const float* run(const BatchView& batch) override {
     const pybind11::gil_scoped_acquire gil;
     without_python_errors([&] { logits_ = FloatArray::ensure(call_run(batch)); });
-    PAGED_CHECK(logits_ && logits_.ndim() == 2 && logits_.shape(0) == batch.num_logits_rows &&
-                    logits_.shape(1) == vocab_size_,
-                "the executor's run() must return float32 logits of shape [", batch.num_logits_rows, ", ", vocab_size_, "]");
+    PAGED_CHECK(
+        logits_ && logits_.ndim() == 2 && logits_.shape(0) == batch.num_logits_rows && logits_.shape(1) == vocab_size_,
+        "the executor's run() must return float32 logits of shape [", batch.num_logits_rows, ", ", vocab_size_, "]");
     return logits_.data();
   }
 

@@ -56,9 +56,7 @@ void Scheduler::check_prompt(const SchedulerConfig& config, std::size_t num_toke
               "; shorten the prompt or enlarge the KV cache");
 }
 
-void Scheduler::add(SequenceSpec spec) {
-  waiting_.push(take_in(make_sequence(std::move(spec))), step_);
-}
+void Scheduler::add(SequenceSpec spec) { waiting_.push(take_in(make_sequence(std::move(spec))), step_); }
 
 std::unique_ptr<Sequence> Scheduler::make_sequence(SequenceSpec spec) {
   const std::size_t num_tokens = spec.prompt.size();
@@ -213,9 +211,7 @@ void Scheduler::preempt_least_urgent() {
   ++num_preemptions_;
 }
 
-const StepBatch& Scheduler::build_batch(const StepPlan& plan) {
-  return batch_builder_.build(plan, rows_);
-}
+const StepBatch& Scheduler::build_batch(const StepPlan& plan) { return batch_builder_.build(plan, rows_); }
 
 void Scheduler::commit(const StepPlan& plan, std::span<const TokenId> sampled, std::vector<TokenEvent>& events) {
   PAGED_INVARIANT(step_in_flight_ && &plan == &plan_, "commit() of a plan that is not in flight");

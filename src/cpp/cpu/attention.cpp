@@ -11,9 +11,7 @@ namespace {
 // items enough, and the workspace stays small.
 constexpr int kMaxSplitTokens = 8;
 
-std::int32_t divide_up(std::int32_t a, std::int32_t b) {
-  return (a + b - 1) / b;
-}
+std::int32_t divide_up(std::int32_t a, std::int32_t b) { return (a + b - 1) / b; }
 
 // How the query heads of one kv head and the queries of one sequence are cut into tiles.
 struct Cut {

@@ -17,13 +17,9 @@ struct Float16 {
   std::uint16_t bits;
 };
 
-PAGED_INLINE float to_float(float x) {
-  return x;
-}
+PAGED_INLINE float to_float(float x) { return x; }
 
-PAGED_INLINE float to_float(BFloat16 x) {
-  return __builtin_bit_cast(float, std::uint32_t{x.bits} << 16);
-}
+PAGED_INLINE float to_float(BFloat16 x) { return __builtin_bit_cast(float, std::uint32_t{x.bits} << 16); }
 
 PAGED_INLINE float to_float(Float16 x) {
   const std::uint32_t sign = std::uint32_t{x.bits & 0x8000u} << 16;

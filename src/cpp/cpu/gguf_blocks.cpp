@@ -10,15 +10,9 @@ namespace {
 
 using Bytes = const std::uint8_t*;
 
-std::uint16_t read_u16(Bytes p) {
-  return static_cast<std::uint16_t>(p[0] | (p[1] << 8));
-}
-std::uint32_t read_u32(Bytes p) {
-  return read_u16(p) | (static_cast<std::uint32_t>(read_u16(p + 2)) << 16);
-}
-std::uint8_t byte(int x) {
-  return static_cast<std::uint8_t>(x);
-}
+std::uint16_t read_u16(Bytes p) { return static_cast<std::uint16_t>(p[0] | (p[1] << 8)); }
+std::uint32_t read_u32(Bytes p) { return read_u16(p) | (static_cast<std::uint32_t>(read_u16(p + 2)) << 16); }
+std::uint8_t byte(int x) { return static_cast<std::uint8_t>(x); }
 
 void read_nibbles(Bytes source, GgufBlock& block) {
   for (int i = 0; i < 16; ++i) {

@@ -52,9 +52,7 @@ struct AttentionTile {
 };
 
 // State of the online softmax of one (query token, head) over one chunk: [m, l, 14 unused, acc[head_dim to 16]].
-constexpr std::int64_t partial_floats(std::int64_t head_dim) {
-  return 16 + (head_dim + 15) / 16 * 16;
-}
+constexpr std::int64_t partial_floats(std::int64_t head_dim) { return 16 + (head_dim + 15) / 16 * 16; }
 
 // One row of logits under temperature: probabilities relative to the largest.
 struct ExpRow {

@@ -15,9 +15,7 @@ struct Partition {
   std::int64_t panels_per_group;
 };
 
-std::int64_t divide_up(std::int64_t a, std::int64_t b) {
-  return (a + b - 1) / b;
-}
+std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 // Four items a thread where there is that much work, so that the last item to finish is not long alone.
 Partition partition(const LinearParams& params, int num_threads) {

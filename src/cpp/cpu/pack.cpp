@@ -149,9 +149,7 @@ WeightType parse_weight_type(std::string_view name) {
   detail::throw_invalid_argument("weight type '", name, "' is not known; known: ", known);
 }
 
-std::string_view name_of(WeightType type) {
-  return entry_of(type).name;
-}
+std::string_view name_of(WeightType type) { return entry_of(type).name; }
 
 PackedMatrixPtr pack_matrix(const WeightSource& source, ThreadPool& threads) {
   const std::int64_t row_bytes = checked_row_bytes(source);

@@ -94,23 +94,13 @@ PackedMatrix::PackedMatrix(std::int64_t num_rows, std::int64_t num_cols, PackedF
       panel_bytes(panel_bytes_of(num_cols, packed_format)),
       data(allocate(num_panels * panel_bytes)) {}
 
-PackedMatrix::~PackedMatrix() {
-  ::operator delete(data, alignment_of(num_panels * panel_bytes));
-}
+PackedMatrix::~PackedMatrix() { ::operator delete(data, alignment_of(num_panels * panel_bytes)); }
 
-void PackedMatrixDeleter::operator()(PackedMatrix* matrix) const {
-  delete matrix;
-}
+void PackedMatrixDeleter::operator()(PackedMatrix* matrix) const { delete matrix; }
 
-std::int64_t num_rows(const PackedMatrix& matrix) {
-  return matrix.rows;
-}
-std::int64_t num_cols(const PackedMatrix& matrix) {
-  return matrix.cols;
-}
-std::int64_t num_bytes(const PackedMatrix& matrix) {
-  return matrix.num_panels * matrix.panel_bytes;
-}
+std::int64_t num_rows(const PackedMatrix& matrix) { return matrix.rows; }
+std::int64_t num_cols(const PackedMatrix& matrix) { return matrix.cols; }
+std::int64_t num_bytes(const PackedMatrix& matrix) { return matrix.num_panels * matrix.panel_bytes; }
 
 namespace cpu {
 

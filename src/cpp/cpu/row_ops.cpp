@@ -11,9 +11,7 @@
 namespace paged::cpu {
 namespace {
 
-std::int64_t row_bytes(const MatrixView& view) {
-  return view.cols * size_of(view.dtype);
-}
+std::int64_t row_bytes(const MatrixView& view) { return view.cols * size_of(view.dtype); }
 
 std::byte* row_data(const MatrixView& view, std::int64_t row) {
   return static_cast<std::byte*>(view.data) + row * view.row_stride * size_of(view.dtype);

@@ -18,9 +18,7 @@ namespace {
 
 constexpr std::int32_t kNoToken = -1;
 
-std::int64_t round_up(std::int64_t bytes) {
-  return (bytes + 63) / 64 * 64;
-}
+std::int64_t round_up(std::int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 // One thread's part of the workspace.
 struct Workspace {

@@ -1,13 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cpu/thread_pool.h"
 
-#include <pthread.h>
-#include <signal.h>
-
 #include <chrono>
 #include <new>
 #include <utility>
 
+#include "base/blocked_signals.h"
 #include "base/check.h"
 
 namespace paged {
@@ -37,26 +35,9 @@ bool spin_until(Condition done) {
   return false;
 }
 
-class SignalsBlocked {
- public:
-  SignalsBlocked() {
-    sigset_t all;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before_);
-  }
-  ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
-  SignalsBlocked(const SignalsBlocked&) = delete;
-  SignalsBlocked& operator=(const SignalsBlocked&) = delete;
-
- private:
-  sigset_t before_;
-};
-
 }  // namespace
 
-void ThreadPool::AlignedDelete::operator()(std::byte* data) const {
-  ::operator delete[](data, kAlignment);
-}
+void ThreadPool::AlignedDelete::operator()(std::byte* data) const { ::operator delete[](data, kAlignment); }
 
 ThreadPool::ThreadPool(int num_threads) {
   PAGED_CHECK(num_threads >= 1 && num_threads <= 1024, "num_threads must be between 1 and 1024, got ", num_threads);
@@ -70,12 +51,10 @@ ThreadPool::ThreadPool(int num_threads) {
   }
 }
 
-ThreadPool::~ThreadPool() {
-  stop_workers();
-}
+ThreadPool::~ThreadPool() { stop_workers(); }
 
 void ThreadPool::start_workers(int num_workers) {
-  const SignalsBlocked blocked;  // a new thread inherits the mask
+  const BlockedSignals blocked;  // a new thread inherits the mask
   workers_.reserve(static_cast<std::size_t>(num_workers));
   for (int i = 0; i < num_workers; ++i) workers_.emplace_back([this, i] { worker_loop(i + 1); });
 }

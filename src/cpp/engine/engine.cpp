@@ -1,31 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "engine/engine.h"
 
-#include <pthread.h>
-#include <signal.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <utility>
 
+#include "base/blocked_signals.h"
+
 namespace paged {
 namespace {
-
-// Signals belong to the application: a thread of ours must never be the one that receives them.
-class BlockedSignals {
- public:
-  BlockedSignals() {
-    sigset_t all;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &previous_);
-  }
-  ~BlockedSignals() { pthread_sigmask(SIG_SETMASK, &previous_, nullptr); }
-  BlockedSignals(const BlockedSignals&) = delete;
-  BlockedSignals& operator=(const BlockedSignals&) = delete;
-
- private:
-  sigset_t previous_{};
-};
 
 BatchView view_of(const StepBatch& batch) {
   BatchView view;
@@ -57,8 +41,8 @@ Engine::Engine(const SchedulerConfig& config, std::unique_ptr<Executor> executor
       scheduler_(std::make_unique<Scheduler>(config)),
       sampling_rows_(static_cast<std::size_t>(config.max_num_sequences)),
       sampled_(static_cast<std::size_t>(config.max_num_sequences)),
-      sample_workspace_(ops::sample_workspace_bytes(Device::kCpu, threads_->num_threads(), config.max_num_sequences,
-                                                    vocab_size_)) {
+      sample_workspace_(
+          ops::sample_workspace_bytes(Device::kCpu, threads_->num_threads(), config.max_num_sequences, vocab_size_)) {
   publish_stats();
   const BlockedSignals blocked;
   thread_ = std::thread([this] { loop(); });
@@ -68,8 +52,9 @@ Engine::~Engine() { close(); }
 
 void Engine::check_usable() const {
   if (getpid() != pid_)
-    throw EngineClosedError("this engine was made in another process: threads do not survive fork(); make the engine "
-                            "after the fork, or use the 'spawn' start method");
+    throw EngineClosedError(
+        "this engine was made in another process: threads do not survive fork(); make the engine "
+        "after the fork, or use the 'spawn' start method");
   const std::lock_guard lock(mutex_);
   if (!failure_.empty())
     throw InternalError("the engine has failed and must be rebuilt; the first cause was: " + failure_);
@@ -85,8 +70,8 @@ void Engine::check_spec(const RequestSpec& spec) const {
   PAGED_CHECK(s.top_p > 0.0f && s.top_p <= 1.0f, "top_p must be in (0, 1], got ", s.top_p);
   PAGED_CHECK(s.top_k >= -1, "top_k must be -1 or 0 (all) or positive, got ", s.top_k);
   PAGED_CHECK(s.max_tokens >= 1, "max_tokens must be at least 1, got ", s.max_tokens);
-  PAGED_CHECK(s.min_tokens >= 0 && s.min_tokens <= s.max_tokens, "min_tokens must be in [0, max_tokens = ",
-              s.max_tokens, "], got ", s.min_tokens);
+  PAGED_CHECK(s.min_tokens >= 0 && s.min_tokens <= s.max_tokens,
+              "min_tokens must be in [0, max_tokens = ", s.max_tokens, "], got ", s.min_tokens);
   PAGED_CHECK(s.stop.empty() || token_table_ != nullptr, "stop strings need a tokenizer, and this model has none");
 }
 
@@ -166,7 +151,8 @@ void Engine::loop() noexcept {
     if (failure.empty()) closing_ = true;
   }
   for (Message& message : received_)
-    if (message.submitted != nullptr) live_.emplace(message.submitted->id(), Live{message.submitted, TextStream({}), false});
+    if (message.submitted != nullptr)
+      live_.emplace(message.submitted->id(), Live{message.submitted, TextStream({}), false});
   end_all(failure.empty() ? FinishReason::kCancelled : FinishReason::kError, failure);
 }
 
@@ -216,7 +202,8 @@ void Engine::step() {
   scheduler_->commit(plan, {sampled_.data(), static_cast<std::size_t>(plan.num_logits_rows)}, events_);
   for (const TokenEvent& event : events_) deliver(event);
   for (SequenceId id : failed_)
-    end(id, FinishReason::kError, "the model's logits are not numbers (NaN): the weights or the prompt overflow this dtype");
+    end(id, FinishReason::kError,
+        "the model's logits are not numbers (NaN): the weights or the prompt overflow this dtype");
   ++num_steps_;
 }
 

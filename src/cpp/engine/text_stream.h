@@ -27,13 +27,14 @@ class TextStream {
 
   std::vector<std::string> stop_;
   bool include_stop_;
-  std::string held_;            // bytes not handed out yet
-  std::size_t searched_ = 0;    // held_ before this point contains no start of a complete stop string
+  std::string held_;          // bytes not handed out yet
+  std::size_t searched_ = 0;  // held_ before this point contains no start of a complete stop string
   bool stopped_ = false;
 };
 
 // Appends the whole characters at the front of `bytes` to `text`, invalid sequences as U+FFFD (one for each maximal
-// subpart, as Unicode recommends and Python does). Returns the bytes consumed; an incomplete tail is left unless `last`.
+// subpart, as Unicode recommends and Python does). Returns the bytes consumed; an incomplete tail is left unless
+// `last`.
 std::size_t append_characters(std::string_view bytes, bool last, std::string& text);
 
 }  // namespace paged

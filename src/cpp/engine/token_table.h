@@ -14,9 +14,11 @@ namespace paged {
 class TokenTable {
  public:
   // bytes: all tokens' bytes, one after the other; offsets: [vocab_size + 1] where each begins.
-  TokenTable(std::string bytes, std::vector<std::int64_t> offsets) : bytes_(std::move(bytes)), offsets_(std::move(offsets)) {
-    PAGED_CHECK(!offsets_.empty() && offsets_.front() == 0 && offsets_.back() == static_cast<std::int64_t>(bytes_.size()),
-                "token table: offsets must run from 0 to the ", bytes_.size(), " bytes given");
+  TokenTable(std::string bytes, std::vector<std::int64_t> offsets)
+      : bytes_(std::move(bytes)), offsets_(std::move(offsets)) {
+    PAGED_CHECK(
+        !offsets_.empty() && offsets_.front() == 0 && offsets_.back() == static_cast<std::int64_t>(bytes_.size()),
+        "token table: offsets must run from 0 to the ", bytes_.size(), " bytes given");
     for (std::size_t i = 1; i < offsets_.size(); ++i)
       PAGED_CHECK(offsets_[i - 1] <= offsets_[i], "token table: offsets decrease at token ", i - 1);
   }

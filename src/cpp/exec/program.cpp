@@ -41,11 +41,12 @@ const Signature& signature_of(OpKind kind) {
 }
 
 void check_arity(const Op& op, const Signature& expected) {
-  PAGED_CHECK(op.inputs.size() == expected.inputs && op.outputs.size() == expected.outputs, expected.name, ": expected ",
-              expected.inputs, " inputs and ", expected.outputs, " outputs, got ", op.inputs.size(), " and ",
-              op.outputs.size());
+  PAGED_CHECK(op.inputs.size() == expected.inputs && op.outputs.size() == expected.outputs, expected.name,
+              ": expected ", expected.inputs, " inputs and ", expected.outputs, " outputs, got ", op.inputs.size(),
+              " and ", op.outputs.size());
   PAGED_CHECK(op.matrices.size() >= expected.min_matrices && op.matrices.size() <= expected.max_matrices, expected.name,
-              ": expected ", expected.min_matrices, " to ", expected.max_matrices, " matrices, got ", op.matrices.size());
+              ": expected ", expected.min_matrices, " to ", expected.max_matrices, " matrices, got ",
+              op.matrices.size());
   const bool has_vector = op.vector >= 0;
   PAGED_CHECK(expected.vector == 2 || has_vector == (expected.vector == 1), expected.name,
               has_vector ? ": takes no vector" : ": needs a vector");
@@ -72,9 +73,9 @@ Program::Program(const KvCacheSpec& kv_cache, const ArenaPlan& arena, std::int32
   PAGED_CHECK(kv_cache.num_layers > 0 && kv_cache.num_kv_heads > 0 && kv_cache.head_dim > 0,
               "KV cache: layers, heads and head size must be positive, got ", kv_cache.num_layers, ", ",
               kv_cache.num_kv_heads, ", ", kv_cache.head_dim);
-  PAGED_CHECK(arena.num_bytes > 0 && arena.max_tokens > 0 && arena.max_logits_rows > 0 && vocab_size > 0 &&
-                  max_positions > 0,
-              "arena, rows, vocabulary and positions must be positive");
+  PAGED_CHECK(
+      arena.num_bytes > 0 && arena.max_tokens > 0 && arena.max_logits_rows > 0 && vocab_size > 0 && max_positions > 0,
+      "arena, rows, vocabulary and positions must be positive");
 }
 
 void Program::check_value(const Value& value, std::string_view op) const {
@@ -101,7 +102,8 @@ void Program::add_op(Op op) {
   for (const auto* values : {&op.inputs, &op.outputs})
     for (const Value& value : *values) check_value(value, expected.name);
   for (std::int32_t index : op.matrices)
-    PAGED_CHECK(index >= 0 && index < static_cast<std::int32_t>(matrices_.size()), expected.name, ": no matrix ", index);
+    PAGED_CHECK(index >= 0 && index < static_cast<std::int32_t>(matrices_.size()), expected.name, ": no matrix ",
+                index);
   PAGED_CHECK(op.vector < static_cast<std::int32_t>(vectors_.size()), expected.name, ": no vector ", op.vector);
   PAGED_CHECK(op.attributes.layer >= 0 && op.attributes.layer < kv_cache_.num_layers, expected.name, ": layer ",
               op.attributes.layer, " of ", kv_cache_.num_layers);

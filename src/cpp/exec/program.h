@@ -27,7 +27,7 @@ enum class OpKind : std::uint8_t {
   kSoftcap,
 };
 
-OpKind parse_op_kind(std::string_view name);  // "embedding", "linear", ...
+OpKind parse_op_kind(std::string_view name);         // "embedding", "linear", ...
 Activation parse_activation(std::string_view name);  // "silu", "gelu_tanh", "gelu_erf"
 
 // How many rows a value has is known only at run time: all scheduled tokens, or those that sample.

@@ -10,7 +10,8 @@ namespace paged {
 namespace {
 
 std::int64_t layer_bytes(const KvCacheSpec& spec, const KvPoolLimits& limits) {
-  return std::int64_t{2} * limits.num_blocks * limits.block_size * spec.num_kv_heads * spec.head_dim * size_of(spec.dtype);
+  return std::int64_t{2} * limits.num_blocks * limits.block_size * spec.num_kv_heads * spec.head_dim *
+         size_of(spec.dtype);
 }
 
 std::int32_t max_heads(const Program& program) {
@@ -39,9 +40,9 @@ ProgramExecutor::ProgramExecutor(std::shared_ptr<const Program> program, const K
   context_.threads = threads_.get();
   arena_ = AlignedBuffer(program_->arena().num_bytes);
   kv_pool_ = AlignedBuffer(layer_bytes(program_->kv_cache(), limits) * program_->kv_cache().num_layers);
-  attention_workspace_ = AlignedBuffer(ops::attention_workspace_bytes(
-      Device::kCpu, threads_->num_threads(), program_->arena().max_tokens, max_heads(*program_), program_->kv_cache().head_dim,
-      limits.max_seq_len));
+  attention_workspace_ = AlignedBuffer(
+      ops::attention_workspace_bytes(Device::kCpu, threads_->num_threads(), program_->arena().max_tokens,
+                                     max_heads(*program_), program_->kv_cache().head_dim, limits.max_seq_len));
 }
 
 MatrixView ProgramExecutor::view(const Value& value, const BatchView& batch) const {
@@ -51,8 +52,12 @@ MatrixView ProgramExecutor::view(const Value& value, const BatchView& batch) con
 
 KvCacheView ProgramExecutor::cache(std::int32_t layer) const {
   const KvCacheSpec& spec = program_->kv_cache();
-  return {kv_pool_.data() + layer * layer_bytes(spec, kv_limits_), kv_limits_.num_blocks, kv_limits_.block_size,
-          spec.num_kv_heads, spec.head_dim, spec.dtype};
+  return {kv_pool_.data() + layer * layer_bytes(spec, kv_limits_),
+          kv_limits_.num_blocks,
+          kv_limits_.block_size,
+          spec.num_kv_heads,
+          spec.head_dim,
+          spec.dtype};
 }
 
 RopeParams ProgramExecutor::rope_params(const Op& op, const Value& input, const Value& output,
@@ -71,8 +76,8 @@ void ProgramExecutor::run_linear(const Op& op, const BatchView& batch) {
 
 void ProgramExecutor::run_attention(const Op& op, const BatchView& batch) {
   const OpAttributes& a = op.attributes;
-  ops::attention(context_, {view(op.inputs[0], batch), cache(a.layer), &batch, a.num_heads, a.window, a.scale, a.softcap,
-                            vector_data(op), attention_workspace_.data(), view(op.outputs[0], batch)});
+  ops::attention(context_, {view(op.inputs[0], batch), cache(a.layer), &batch, a.num_heads, a.window, a.scale,
+                            a.softcap, vector_data(op), attention_workspace_.data(), view(op.outputs[0], batch)});
 }
 
 void ProgramExecutor::run_rope_store_kv(const Op& op, const BatchView& batch) {
@@ -106,8 +111,8 @@ void ProgramExecutor::run_op(const Op& op, const BatchView& batch) {
 
 const float* ProgramExecutor::run(const BatchView& batch) {
   const ArenaPlan& arena = program_->arena();
-  PAGED_INVARIANT(batch.num_tokens <= arena.max_tokens && batch.num_logits_rows <= arena.max_logits_rows,
-                  "batch of ", batch.num_tokens, " tokens and ", batch.num_logits_rows, " rows exceeds the limits");
+  PAGED_INVARIANT(batch.num_tokens <= arena.max_tokens && batch.num_logits_rows <= arena.max_logits_rows, "batch of ",
+                  batch.num_tokens, " tokens and ", batch.num_logits_rows, " rows exceeds the limits");
   using Clock = std::chrono::steady_clock;
   const std::vector<Op>& ops = program_->ops();
   for (std::size_t i = 0; i < ops.size(); ++i) {
@@ -126,11 +131,12 @@ const float* ProgramExecutor::run(const BatchView& batch) {
 }
 
 void ProgramExecutor::copy_blocks(std::span<const std::int32_t> source, std::span<const std::int32_t> destination) {
-  PAGED_INVARIANT(source.size() == destination.size(), "block copies: ", source.size(), " sources, ", destination.size(),
-                  " destinations");
+  PAGED_INVARIANT(source.size() == destination.size(), "block copies: ", source.size(), " sources, ",
+                  destination.size(), " destinations");
   if (source.empty()) return;
   for (std::int32_t layer = 0; layer < program_->kv_cache().num_layers; ++layer)
-    ops::copy_blocks(context_, {cache(layer), source.data(), destination.data(), static_cast<std::int32_t>(source.size())});
+    ops::copy_blocks(context_,
+                     {cache(layer), source.data(), destination.data(), static_cast<std::int32_t>(source.size())});
 }
 
 void ProgramExecutor::set_profiling(bool enabled) { op_seconds_.assign(enabled ? program_->ops().size() : 0, 0.0); }

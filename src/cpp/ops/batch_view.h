@@ -8,9 +8,9 @@
 namespace paged {
 
 struct BatchView {
-  std::int32_t num_tokens = 0;        // scheduled tokens of all sequences, concatenated
+  std::int32_t num_tokens = 0;  // scheduled tokens of all sequences, concatenated
   std::int32_t num_sequences = 0;
-  std::int32_t num_logits_rows = 0;   // rows that sample (or are scored) in this step
+  std::int32_t num_logits_rows = 0;                // rows that sample (or are scored) in this step
   const std::int32_t* token_ids = nullptr;         // [num_tokens]
   const std::int32_t* positions = nullptr;         // [num_tokens] absolute position inside its sequence
   const std::int32_t* slot_mapping = nullptr;      // [num_tokens] block_id * block_size + offset; -1 stores nothing

@@ -56,11 +56,11 @@ struct EmbeddingParams {
 
 // out[:, columns of part i] = x @ part_i.T + bias; the parts' rows are laid side by side in the columns of out.
 struct LinearParams {
-  MatrixView x;                     // [T, K]
-  const PackedMatrix* const* parts; // [num_parts], each [N_i, K]
+  MatrixView x;                      // [T, K]
+  const PackedMatrix* const* parts;  // [num_parts], each [N_i, K]
   std::int32_t num_parts;
-  const float* bias;                // [sum N_i] or null
-  MatrixView out;                   // [T, sum N_i]; float32 or x's dtype
+  const float* bias;  // [sum N_i] or null
+  MatrixView out;     // [T, sum N_i]; float32 or x's dtype
 };
 
 // Each group of `width` consecutive columns is normalised on its own (width == cols: the whole row; width == head_dim:

@@ -12,7 +12,19 @@ namespace paged {
 class ThreadPool;
 
 // As found in safetensors (the first three) and GGUF files.
-enum class WeightType : std::uint8_t { kFloat32, kBFloat16, kFloat16, kQ8_0, kQ4_0, kQ4_1, kQ5_0, kQ5_1, kQ4_K, kQ5_K, kQ6_K };
+enum class WeightType : std::uint8_t {
+  kFloat32,
+  kBFloat16,
+  kFloat16,
+  kQ8_0,
+  kQ4_0,
+  kQ4_1,
+  kQ5_0,
+  kQ5_1,
+  kQ4_K,
+  kQ5_K,
+  kQ6_K
+};
 
 WeightType parse_weight_type(std::string_view name);  // "float32", ..., "q8_0", "q4_k", ...
 std::string_view name_of(WeightType type);

@@ -5,10 +5,10 @@
 // depend on the batch, on how its prompt was chunked, on the block size or on how many threads share the context. A
 // score is one fma chain over head_dim; an output one chain over the keys of a tile. Keys past a row's range score
 // -infinity; values outside the tile's range are never read.
+#include "cpu/isa/attention_walk.h"
 #include "cpu/isa/kernels.h"
 #include "cpu/isa/rows.h"
 #include "cpu/isa/vec_math.h"
-#include "cpu/kv_layout.h"
 
 namespace paged::cpu::PAGED_ISA_NAMESPACE {
 namespace {
@@ -16,99 +16,7 @@ namespace {
 constexpr float kNegativeInfinity = -__builtin_inff();
 constexpr int kOutVectors = kScoreVectors;
 
-// Row r of a tile is query token r / num_heads, head r % num_heads. head_stride: head_dim rounded up to 16.
-struct Scratch {
-  alignas(64) float q[kMaxQueryRows * kMaxHeadDim];
-  alignas(64) float acc[kMaxQueryRows * kMaxHeadDim];    // of the chunk
-  alignas(64) float total[kMaxQueryRows * kMaxHeadDim];  // of the chunks before
-  alignas(64) float p[kMaxQueryRows * kKeyTile];         // scores, then their exponentials
-  alignas(64) std::byte keys[kKeyTile * kMaxHeadDim * sizeof(float)];
-  float max[kMaxQueryRows], sum[kMaxQueryRows], scale[kMaxQueryRows];
-  float total_max[kMaxQueryRows], total_sum[kMaxQueryRows];
-  const std::byte* values[kKeyTile];
-};
-static_assert(sizeof(Scratch) <= 512 * 1024);
-
-struct Range {
-  int begin;
-  int end;
-};
-
-PAGED_INLINE int smaller(int a, int b) {
-  return a < b ? a : b;
-}
-PAGED_INLINE int larger(int a, int b) {
-  return a > b ? a : b;
-}
-
-struct Walk {
-  const AttentionTile& tile;
-  Scratch& s;
-  const std::int32_t* block_table;
-  int num_rows;
-  int head_dim;
-  int head_stride;
-  int position;  // of the tile's first query
-
-  // Keys that query row r sees.
-  PAGED_INLINE Range keys_of(int row) const {
-    const int at = position + row / tile.num_heads;
-    return {tile.op->window > 0 ? larger(0, at - tile.op->window + 1) : 0, at + 1};
-  }
-  PAGED_INLINE std::int64_t token(int row) const {
-    return tile.op->batch->query_start[tile.sequence] + tile.query_begin + row / tile.num_heads;
-  }
-  PAGED_INLINE int head(int row) const { return tile.head_begin + row % tile.num_heads; }
-  PAGED_INLINE Range all_keys() const { return {keys_of(0).begin, keys_of(num_rows - 1).end}; }
-};
-
 // ---- scores
-
-// Sixteen keys each: keys[i] + d * stride elements (for bfloat16 pairs: + d / 2 * stride).
-template <typename C>
-struct KeyVectors {
-  const C* at[kKeyTile / 16];
-  std::int64_t stride;
-};
-
-template <typename C>
-PAGED_INLINE const C* piece_of(const Walk& walk, int key, int is_value) {
-  const KvCacheView& cache = walk.tile.op->cache;
-  const std::int64_t block = walk.block_table[key / cache.block_size];
-  return static_cast<const C*>(cache.data) + piece_offset(block, is_value, walk.tile.kv_head, cache.num_kv_heads,
-                                                          std::int64_t{cache.block_size} * cache.head_dim);
-}
-
-// Blocks of fewer than 16 keys: lays the tile's keys of `range` side by side in scratch.
-template <typename C>
-void gather_keys(const Walk& walk, int tile_begin, Range range) {
-  const int block_size = walk.tile.op->cache.block_size;
-  C* to = reinterpret_cast<C*>(walk.s.keys);
-  for (int key = range.begin; key < range.end; ++key) {
-    const C* piece = piece_of<C>(walk, key, 0);
-    for (int d = 0; d < walk.head_dim; ++d)
-      to[key_offset<C>(key - tile_begin, d, kKeyTile)] = piece[key_offset<C>(key % block_size, d, block_size)];
-  }
-}
-
-// Vectors wholly outside `range` repeat one inside: their scores are masked.
-template <typename C>
-KeyVectors<C> key_vectors(const Walk& walk, int tile_begin, Range range) {
-  constexpr int kGroup = kKeyGroup<C>;
-  const int block_size = walk.tile.op->cache.block_size;
-  KeyVectors<C> out;
-  out.stride = std::int64_t{kGroup} * (block_size < 16 ? kKeyTile : block_size);
-  if (block_size < 16) gather_keys<C>(walk, tile_begin, range);
-  for (int i = 0; i < kKeyTile / 16; ++i) {
-    const int first = tile_begin + 16 * i;
-    const int key = first >= range.end || first + 16 <= range.begin ? range.begin / 16 * 16 : first;
-    if (block_size < 16)
-      out.at[i] = reinterpret_cast<const C*>(walk.s.keys) + kGroup * (key - tile_begin);
-    else
-      out.at[i] = piece_of<C>(walk, key, 0) + kGroup * (key % block_size);
-  }
-  return out;
-}
 
 template <typename C, int kRows>
 PAGED_INLINE void score_step(const KeyVectors<C>& keys, int first, int d, const float* q, int q_stride,
@@ -154,7 +62,7 @@ void score_rows(const Walk& walk, const KeyVectors<C>& keys, int row) {
 
 // Scores of row r -> exponentials; updates the row's max, sum and the factor its accumulators are scaled by.
 void softmax_row(const Walk& walk, int row, int tile_begin) {
-  Scratch& s = walk.s;
+  AttentionScratch& s = walk.s;
   float* p = s.p + row * kKeyTile;
   const Range keys = walk.keys_of(row);
   const int begin = larger(keys.begin - tile_begin, 0);
@@ -230,16 +138,18 @@ PAGED_INLINE void value_some(const Walk& walk, int row, int num_rows, Range keys
     value_some<C, kRows - 1>(walk, row, num_rows, keys);
 }
 
+// One step of the online softmax. `next` is the range of the following step: it is on its way from memory meanwhile.
 template <typename C>
-void visit_keys(const Walk& walk, int tile_begin, Range range) {
-  const int block_size = walk.tile.op->cache.block_size;
+void visit_keys(const Walk& walk, Range range, Range next) {
+  AttentionScratch& s = walk.s;
+  const int tile_begin = range.begin / kKeyTile * kKeyTile;
   const KeyVectors<C> keys = key_vectors<C>(walk, tile_begin, range);
+  find_values<C>(walk, tile_begin, range, s.values);
+  fetch_pieces<C>(walk, range, 1);
   for (int row = 0; row < walk.num_rows; row += kAttentionRows)
     score_some<C, kAttentionRows>(walk, keys, row, smaller(kAttentionRows, walk.num_rows - row));
+  fetch_pieces<C>(walk, next, 0);
   for (int row = 0; row < walk.num_rows; ++row) softmax_row(walk, row, tile_begin);
-  for (int key = range.begin; key < range.end; ++key)
-    walk.s.values[key - tile_begin] =
-        reinterpret_cast<const std::byte*>(piece_of<C>(walk, key, 1) + std::int64_t{key % block_size} * walk.head_dim);
   const Range in_tile{range.begin - tile_begin, range.end - tile_begin};
   for (int row = 0; row < walk.num_rows; row += kAttentionRows)
     value_some<C, kAttentionRows>(walk, row, smaller(kAttentionRows, walk.num_rows - row), in_tile);
@@ -293,7 +203,7 @@ void load_queries(const Walk& walk) {
 }
 
 void end_chunk(const Walk& walk, int chunk) {
-  Scratch& s = walk.s;
+  AttentionScratch& s = walk.s;
   for (int row = 0; row < walk.num_rows; ++row) {
     const float* acc = s.acc + row * walk.head_stride;
     if (walk.tile.partials == nullptr) {
@@ -312,12 +222,16 @@ void end_chunk(const Walk& walk, int chunk) {
 void walk_chunk(const Walk& walk, int chunk) {
   const Range all = walk.all_keys();
   const Range keys{larger(all.begin, chunk * kKeyChunk), smaller(all.end, (chunk + 1) * kKeyChunk)};
-  Scratch& s = walk.s;
+  AttentionScratch& s = walk.s;
   for (int row = 0; row < walk.num_rows; ++row)
     init(&s.max[row], &s.sum[row], s.acc + row * walk.head_stride, walk.head_stride);
   with_type(walk.tile.op->cache.dtype, [&](auto tag) {
-    for (int begin = keys.begin / kKeyTile * kKeyTile; begin < keys.end; begin += kKeyTile)
-      visit_keys<decltype(tag)>(walk, begin, {larger(keys.begin, begin), smaller(keys.end, begin + kKeyTile)});
+    Range range = clip(keys, keys.begin / kKeyTile * kKeyTile);
+    while (range.begin < range.end) {
+      const Range next = clip(keys, range.end);
+      visit_keys<decltype(tag)>(walk, range, next);
+      range = next;
+    }
   });
   end_chunk(walk, chunk);
 }
@@ -331,7 +245,7 @@ void attention(const AttentionTile& tile) {
   const int head_dim = tile.op->cache.head_dim;
   const Walk walk{
       .tile = tile,
-      .s = *reinterpret_cast<Scratch*>(tile.scratch),
+      .s = *reinterpret_cast<AttentionScratch*>(tile.scratch),
       .block_table = batch.block_tables + std::int64_t{batch.block_table_rows[sequence]} * batch.block_table_stride,
       .num_rows = tile.num_queries * tile.num_heads,
       .head_dim = head_dim,
@@ -339,7 +253,7 @@ void attention(const AttentionTile& tile) {
       .position = batch.seq_lens[sequence] - query_len + tile.query_begin,
   };
   load_queries(walk);
-  Scratch& s = walk.s;
+  AttentionScratch& s = walk.s;
   for (int row = 0; row < walk.num_rows; ++row)
     init(&s.total_max[row], &s.total_sum[row], s.total + row * walk.head_stride, walk.head_stride);
   for (int chunk = tile.chunk_begin; chunk < tile.chunk_end; ++chunk) walk_chunk(walk, chunk);

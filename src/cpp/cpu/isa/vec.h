@@ -31,9 +31,7 @@ PAGED_INLINE Float4 fma4(Float4 a, Float4 b, Float4 c) {
 #else
 inline constexpr int kTileRows = 3;
 inline constexpr int kDirectTiles = 2;
-PAGED_INLINE Float4 fma4(Float4 a, Float4 b, Float4 c) {
-  return a * b + c;
-}
+PAGED_INLINE Float4 fma4(Float4 a, Float4 b, Float4 c) { return a * b + c; }
 #endif
 }  // namespace paged::cpu::PAGED_ISA_NAMESPACE
 #include "cpu/isa/vec_portable.h"
@@ -44,9 +42,7 @@ namespace paged::cpu::PAGED_ISA_NAMESPACE {
 #if defined(__AVX512BF16__)
 inline constexpr bool kDotBf16 = true;
 // acc + w.even * x.even + w.odd * x.odd, of pairs of bfloat16.
-PAGED_INLINE F32 dot_pairs(F32 acc, I32 w, I32 x) {
-  return {_mm512_dpbf16_ps(acc.v, (__m512bh)w.v, (__m512bh)x.v)};
-}
+PAGED_INLINE F32 dot_pairs(F32 acc, I32 w, I32 x) { return {_mm512_dpbf16_ps(acc.v, (__m512bh)w.v, (__m512bh)x.v)}; }
 #else
 inline constexpr bool kDotBf16 = false;
 F32 dot_pairs(F32 acc, I32 w, I32 x);  // never called
@@ -72,11 +68,7 @@ PAGED_INLINE void store_first(T* p, F32 x, int n) {
 #endif
 
 // The two bfloat16 of each 32-bit word.
-PAGED_INLINE F32 even_bf16(I32 words) {
-  return as_float(shift_left<16>(words));
-}
-PAGED_INLINE F32 odd_bf16(I32 words) {
-  return as_float(words & set1_word(0xffff0000u));
-}
+PAGED_INLINE F32 even_bf16(I32 words) { return as_float(shift_left<16>(words)); }
+PAGED_INLINE F32 odd_bf16(I32 words) { return as_float(words & set1_word(0xffff0000u)); }
 
 }  // namespace paged::cpu::PAGED_ISA_NAMESPACE

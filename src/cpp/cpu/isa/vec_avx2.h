@@ -24,36 +24,20 @@ PAGED_INLINE __m256i first_lanes(int n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 
-PAGED_INLINE F32 set1(float x) {
-  return {_mm256_set1_ps(x), _mm256_set1_ps(x)};
-}
-PAGED_INLINE F32 zero() {
-  return {_mm256_setzero_ps(), _mm256_setzero_ps()};
-}
-PAGED_INLINE F32 operator+(F32 a, F32 b) {
-  return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)};
-}
-PAGED_INLINE F32 operator-(F32 a, F32 b) {
-  return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)};
-}
-PAGED_INLINE F32 operator*(F32 a, F32 b) {
-  return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)};
-}
-PAGED_INLINE F32 operator/(F32 a, F32 b) {
-  return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)};
-}
+PAGED_INLINE F32 set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+PAGED_INLINE F32 zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+PAGED_INLINE F32 operator+(F32 a, F32 b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
+PAGED_INLINE F32 operator-(F32 a, F32 b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
+PAGED_INLINE F32 operator*(F32 a, F32 b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
+PAGED_INLINE F32 operator/(F32 a, F32 b) { return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)}; }
 PAGED_INLINE F32 fma(F32 a, F32 b, F32 c) {
   return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
 }
 PAGED_INLINE F32 nfma(F32 a, F32 b, F32 c) {
   return {_mm256_fnmadd_ps(a.lo, b.lo, c.lo), _mm256_fnmadd_ps(a.hi, b.hi, c.hi)};
 }
-PAGED_INLINE F32 max(F32 a, F32 b) {
-  return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)};
-}
-PAGED_INLINE F32 min(F32 a, F32 b) {
-  return {_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)};
-}
+PAGED_INLINE F32 max(F32 a, F32 b) { return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)}; }
+PAGED_INLINE F32 min(F32 a, F32 b) { return {_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)}; }
 PAGED_INLINE F32 select_lt(F32 a, F32 b, F32 yes, F32 no) {
   return {_mm256_blendv_ps(no.lo, yes.lo, _mm256_cmp_ps(a.lo, b.lo, _CMP_LT_OQ)),
           _mm256_blendv_ps(no.hi, yes.hi, _mm256_cmp_ps(a.hi, b.hi, _CMP_LT_OQ))};
@@ -90,28 +74,14 @@ template <int kBits>
 PAGED_INLINE I32 shift_right_signed(I32 a) {
   return {_mm256_srai_epi32(a.lo, kBits), _mm256_srai_epi32(a.hi, kBits)};
 }
-PAGED_INLINE I32 operator&(I32 a, I32 b) {
-  return {_mm256_and_si256(a.lo, b.lo), _mm256_and_si256(a.hi, b.hi)};
-}
-PAGED_INLINE I32 operator+(I32 a, I32 b) {
-  return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)};
-}
-PAGED_INLINE I32 operator-(I32 a, I32 b) {
-  return {_mm256_sub_epi32(a.lo, b.lo), _mm256_sub_epi32(a.hi, b.hi)};
-}
-PAGED_INLINE F32 int_to_float(I32 a) {
-  return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)};
-}
-PAGED_INLINE I32 round_to_int(F32 a) {
-  return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)};
-}
-PAGED_INLINE F32 as_float(I32 a) {
-  return {_mm256_castsi256_ps(a.lo), _mm256_castsi256_ps(a.hi)};
-}
+PAGED_INLINE I32 operator&(I32 a, I32 b) { return {_mm256_and_si256(a.lo, b.lo), _mm256_and_si256(a.hi, b.hi)}; }
+PAGED_INLINE I32 operator+(I32 a, I32 b) { return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)}; }
+PAGED_INLINE I32 operator-(I32 a, I32 b) { return {_mm256_sub_epi32(a.lo, b.lo), _mm256_sub_epi32(a.hi, b.hi)}; }
+PAGED_INLINE F32 int_to_float(I32 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
+PAGED_INLINE I32 round_to_int(F32 a) { return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)}; }
+PAGED_INLINE F32 as_float(I32 a) { return {_mm256_castsi256_ps(a.lo), _mm256_castsi256_ps(a.hi)}; }
 
-PAGED_INLINE F32 load(const float* p) {
-  return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)};
-}
+PAGED_INLINE F32 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 PAGED_INLINE F32 load_first(const float* p, int n) {
   return {_mm256_maskload_ps(p, first_lanes(n)), _mm256_maskload_ps(p + 8, first_lanes(n - 8))};
 }
@@ -124,9 +94,7 @@ PAGED_INLINE void store_first(float* p, F32 x, int n) {
   _mm256_maskstore_ps(p + 8, first_lanes(n - 8), x.hi);
 }
 
-PAGED_INLINE __m128i load_half(const void* p) {
-  return _mm_loadu_si128(static_cast<const __m128i*>(p));
-}
+PAGED_INLINE __m128i load_half(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
 PAGED_INLINE __m256 widen_bf16(__m128i x) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16));
 }
@@ -138,16 +106,12 @@ PAGED_INLINE __m256i narrow_bf16(__m256 x) {
   const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
   return _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
 }
-PAGED_INLINE F32 load(const BFloat16* p) {
-  return {widen_bf16(load_half(p)), widen_bf16(load_half(p + 8))};
-}
+PAGED_INLINE F32 load(const BFloat16* p) { return {widen_bf16(load_half(p)), widen_bf16(load_half(p + 8))}; }
 PAGED_INLINE void store(BFloat16* p, F32 x) {
   const __m256i packed = _mm256_packus_epi32(narrow_bf16(x.lo), narrow_bf16(x.hi));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xd8));
 }
-PAGED_INLINE F32 load(const Float16* p) {
-  return {_mm256_cvtph_ps(load_half(p)), _mm256_cvtph_ps(load_half(p + 8))};
-}
+PAGED_INLINE F32 load(const Float16* p) { return {_mm256_cvtph_ps(load_half(p)), _mm256_cvtph_ps(load_half(p + 8))}; }
 PAGED_INLINE void store(Float16* p, F32 x) {
   constexpr int kRound = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x.lo, kRound));
@@ -170,8 +134,6 @@ PAGED_INLINE float reduce_max(F32 x) {
   const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
-PAGED_INLINE float first_lane(F32 x) {
-  return _mm256_cvtss_f32(x.lo);
-}
+PAGED_INLINE float first_lane(F32 x) { return _mm256_cvtss_f32(x.lo); }
 
 }  // namespace paged::cpu::PAGED_ISA_NAMESPACE

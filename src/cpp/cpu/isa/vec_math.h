@@ -42,8 +42,6 @@ PAGED_INLINE F32 tanh(F32 x) {
   return select_lt(magnitude, set1(0.625f), fma(y * square, x, x), signed_tail);
 }
 
-PAGED_INLINE float exp_scalar(float x) {
-  return first_lane(exp(set1(x)));
-}
+PAGED_INLINE float exp_scalar(float x) { return first_lane(exp(set1(x))); }
 
 }  // namespace paged::cpu::PAGED_ISA_NAMESPACE

@@ -26,9 +26,7 @@ PAGED_INLINE F32 set1(float x) {
   const Float4 v = {x, x, x, x};
   return {{v, v, v, v}};
 }
-PAGED_INLINE F32 zero() {
-  return set1(0.0f);
-}
+PAGED_INLINE F32 zero() { return set1(0.0f); }
 PAGED_INLINE F32 operator+(F32 a, F32 b) {
   return {{a.q[0] + b.q[0], a.q[1] + b.q[1], a.q[2] + b.q[2], a.q[3] + b.q[3]}};
 }
@@ -45,9 +43,7 @@ PAGED_INLINE F32 fma(F32 a, F32 b, F32 c) {
   return {{fma4(a.q[0], b.q[0], c.q[0]), fma4(a.q[1], b.q[1], c.q[1]), fma4(a.q[2], b.q[2], c.q[2]),
            fma4(a.q[3], b.q[3], c.q[3])}};
 }
-PAGED_INLINE F32 nfma(F32 a, F32 b, F32 c) {
-  return fma(zero() - a, b, c);
-}
+PAGED_INLINE F32 nfma(F32 a, F32 b, F32 c) { return fma(zero() - a, b, c); }
 
 PAGED_INLINE Float4 blend4(Int4 mask, Float4 yes, Float4 no) {
   return reinterpret_cast<Float4>((reinterpret_cast<Int4>(yes) & mask) | (reinterpret_cast<Int4>(no) & ~mask));
@@ -81,9 +77,7 @@ PAGED_INLINE T load_bytes(const void* p) {
   __builtin_memcpy(&out, p, sizeof(T));
   return out;
 }
-PAGED_INLINE I32 load_words(const void* p) {
-  return load_bytes<I32>(p);
-}
+PAGED_INLINE I32 load_words(const void* p) { return load_bytes<I32>(p); }
 PAGED_INLINE I32 set1_word(std::uint32_t x) {
   const int s = static_cast<int>(x);
   const Int4 v = {s, s, s, s};
@@ -124,17 +118,13 @@ PAGED_INLINE F32 as_float(I32 a) {
   return each_quarter<F32>([&](int i) { return reinterpret_cast<Float4>(a.q[i]); });
 }
 
-PAGED_INLINE F32 load(const float* p) {
-  return load_bytes<F32>(p);
-}
+PAGED_INLINE F32 load(const float* p) { return load_bytes<F32>(p); }
 PAGED_INLINE F32 load_first(const float* p, int n) {
   float lanes[16] = {};
   for (int i = 0; i < n && i < 16; ++i) lanes[i] = p[i];
   return load(lanes);
 }
-PAGED_INLINE void store(float* p, F32 x) {
-  __builtin_memcpy(p, &x, sizeof(x));
-}
+PAGED_INLINE void store(float* p, F32 x) { __builtin_memcpy(p, &x, sizeof(x)); }
 PAGED_INLINE void store_first(float* p, F32 x, int n) {
   for (int i = 0; i < n && i < 16; ++i) p[i] = x.q[i / 4][i % 4];
 }
@@ -170,8 +160,6 @@ PAGED_INLINE float reduce_max(F32 x) {
   for (int i = 1; i < 8; ++i) best = best > two.q[i / 4][i % 4] ? best : two.q[i / 4][i % 4];
   return best;
 }
-PAGED_INLINE float first_lane(F32 x) {
-  return x.q[0][0];
-}
+PAGED_INLINE float first_lane(F32 x) { return x.q[0][0]; }
 
 }  // namespace paged::cpu::PAGED_ISA_NAMESPACE

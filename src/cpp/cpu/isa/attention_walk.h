@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+// What an attention tile works on: its scratch, its rows, and where the keys and values of a step lie.
+#pragma once
+
+#include "cpu/isa/vec.h"
+#include "cpu/kernel_table.h"
+#include "cpu/kv_layout.h"
+
+namespace paged::cpu::PAGED_ISA_NAMESPACE {
+
+// Row r of a tile is query token r / num_heads, head r % num_heads. head_stride: head_dim rounded up to 16.
+struct AttentionScratch {
+  alignas(64) float q[kMaxQueryRows * kMaxHeadDim];
+  alignas(64) float acc[kMaxQueryRows * kMaxHeadDim];    // of the chunk
+  alignas(64) float total[kMaxQueryRows * kMaxHeadDim];  // of the chunks before
+  alignas(64) float p[kMaxQueryRows * kKeyTile];         // scores, then their exponentials
+  alignas(64) std::byte keys[kKeyTile * kMaxHeadDim * sizeof(float)];
+  float max[kMaxQueryRows], sum[kMaxQueryRows], scale[kMaxQueryRows];
+  float total_max[kMaxQueryRows], total_sum[kMaxQueryRows];
+  const std::byte* values[kKeyTile];
+};
+static_assert(sizeof(AttentionScratch) <= 512 * 1024);
+
+struct Range {
+  int begin;
+  int end;
+};
+
+PAGED_INLINE int smaller(int a, int b) { return a < b ? a : b; }
+PAGED_INLINE int larger(int a, int b) { return a > b ? a : b; }
+
+// The part of `keys` in the tile that begins at `tile_begin`.
+PAGED_INLINE Range clip(Range keys, int tile_begin) {
+  return {larger(keys.begin, tile_begin), smaller(keys.end, tile_begin + kKeyTile)};
+}
+
+struct Walk {
+  const AttentionTile& tile;
+  AttentionScratch& s;
+  const std::int32_t* block_table;
+  int num_rows;
+  int head_dim;
+  int head_stride;
+  int position;  // of the tile's first query
+
+  // Keys that query row r sees.
+  PAGED_INLINE Range keys_of(int row) const {
+    const int at = position + row / tile.num_heads;
+    return {tile.op->window > 0 ? larger(0, at - tile.op->window + 1) : 0, at + 1};
+  }
+  PAGED_INLINE std::int64_t token(int row) const {
+    return tile.op->batch->query_start[tile.sequence] + tile.query_begin + row / tile.num_heads;
+  }
+  PAGED_INLINE int head(int row) const { return tile.head_begin + row % tile.num_heads; }
+  PAGED_INLINE Range all_keys() const { return {keys_of(0).begin, keys_of(num_rows - 1).end}; }
+};
+
+// Sixteen keys each: keys[i] + d * stride elements (for bfloat16 pairs: + d / 2 * stride).
+template <typename C>
+struct KeyVectors {
+  const C* at[kKeyTile / 16];
+  std::int64_t stride;
+};
+
+template <typename C>
+PAGED_INLINE const C* piece_of(const Walk& walk, int key, int is_value) {
+  const KvCacheView& cache = walk.tile.op->cache;
+  const std::int64_t block = walk.block_table[key / cache.block_size];
+  return static_cast<const C*>(cache.data) + piece_offset(block, is_value, walk.tile.kv_head, cache.num_kv_heads,
+                                                          std::int64_t{cache.block_size} * cache.head_dim);
+}
+
+// Blocks of fewer than 16 keys: lays the tile's keys of `range` side by side in scratch.
+template <typename C>
+void gather_keys(const Walk& walk, int tile_begin, Range range) {
+  const int block_size = walk.tile.op->cache.block_size;
+  C* to = reinterpret_cast<C*>(walk.s.keys);
+  for (int key = range.begin; key < range.end; ++key) {
+    const C* piece = piece_of<C>(walk, key, 0);
+    for (int d = 0; d < walk.head_dim; ++d)
+      to[key_offset<C>(key - tile_begin, d, kKeyTile)] = piece[key_offset<C>(key % block_size, d, block_size)];
+  }
+}
+
+// Addresses of the values of `range`; the others are left as they are.
+template <typename C>
+void find_values(const Walk& walk, int tile_begin, Range range, const std::byte** values) {
+  const int block_size = walk.tile.op->cache.block_size;
+  for (int key = range.begin; key < range.end;) {
+    const int in_block = key & (block_size - 1);
+    const C* value = piece_of<C>(walk, key, 1) + std::int64_t{in_block} * walk.head_dim;
+    const int end = smaller(range.end, key - in_block + block_size);
+    for (; key < end; ++key, value += walk.head_dim)
+      values[key - tile_begin] = reinterpret_cast<const std::byte*>(value);
+  }
+}
+
+// Asks for the K or V pieces of the blocks under `range`: block tables jump, which no hardware prefetcher follows.
+// (In blocks larger than a tile most of the neighbouring lines are the tile's own, and the hardware does.)
+template <typename C>
+void fetch_pieces(const Walk& walk, Range range, int is_value) {
+  constexpr int kLine = 64 / sizeof(C);
+  const KvCacheView& cache = walk.tile.op->cache;
+  if (cache.block_size > kKeyTile) return;
+  const int elements = walk.head_dim * cache.block_size;
+  for (int key = range.begin & -cache.block_size; key < range.end; key += cache.block_size) {
+    const C* piece = piece_of<C>(walk, key, is_value);
+    for (int i = 0; i < elements; i += kLine) __builtin_prefetch(piece + i);
+  }
+}
+
+// Vectors wholly outside `range` repeat one inside: their scores are masked.
+template <typename C>
+KeyVectors<C> key_vectors(const Walk& walk, int tile_begin, Range range) {
+  constexpr int kGroup = kKeyGroup<C>;
+  const int block_size = walk.tile.op->cache.block_size;
+  KeyVectors<C> out;
+  out.stride = std::int64_t{kGroup} * (block_size < 16 ? kKeyTile : block_size);
+  if (block_size < 16) gather_keys<C>(walk, tile_begin, range);
+  for (int i = 0; i < kKeyTile / 16; ++i) {
+    const int first = tile_begin + 16 * i;
+    const int key = first >= range.end || first + 16 <= range.begin ? range.begin / 16 * 16 : first;
+    if (block_size < 16)
+      out.at[i] = reinterpret_cast<const C*>(walk.s.keys) + kGroup * (key - tile_begin);
+    else
+      out.at[i] = piece_of<C>(walk, key, 0) + kGroup * (key % block_size);
+  }
+  return out;
+}
+
+}  // namespace paged::cpu::PAGED_ISA_NAMESPACE
