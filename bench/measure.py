@@ -121,11 +121,14 @@ def run(variants: list[Variant], cases: list[str], settings: Settings) -> Sample
                     workers[variant] = stack.enter_context(start_serving(variant, settings))
                 except WorkerError as error:
                     _fail(samples, variant, "loading", error)
-        for round_index in range(settings.rounds):
-            _measure_limits(samples.limits, variants, settings)
-            for case in cases:
-                for variant in variants:
-                    _measure(samples, variant, workers.get(variant), case, round_index, settings)
+        try:
+            for round_index in range(settings.rounds):
+                _measure_limits(samples.limits, variants, settings)
+                for case in cases:
+                    for variant in variants:
+                        _measure(samples, variant, workers.get(variant), case, round_index, settings)
+        except KeyboardInterrupt:
+            _say("stopped: reporting what was measured so far")
     return samples
 
 
