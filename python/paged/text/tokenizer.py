@@ -5,10 +5,13 @@ The text of tokens is defined by their bytes (token_bytes.py), for `decode` as f
 on every character. The libraries are imported when a tokenizer is loaded.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from paged.loading.checkpoint import Checkpoint
 from paged.loading.errors import CheckpointError
@@ -79,10 +82,10 @@ class Tokenizer:
         """The bytes of every token; a special token's are its text."""
         return self._backend.token_bytes
 
-    def token_table(self) -> tuple[bytes, Sequence[int]]:
+    def token_table(self) -> tuple[bytes, npt.NDArray[np.int32]]:
         """What the engine streams from: all bytes, and [vocab_size + 1] offsets. Special tokens have no bytes."""
         table = self._backend.token_bytes.without_special()
-        return table.blob, table.offsets.tolist()
+        return table.blob, table.offsets
 
 
 def load_tokenizer(path: str | Path, checkpoint: Checkpoint) -> Tokenizer | None:
