@@ -54,7 +54,7 @@ def fma_peak(threads: int) -> float:
         return float(subprocess.run([program, str(threads), "10"], check=True, capture_output=True, text=True).stdout)
 
 
-def packed(threads: _C.ThreadPool, kind: str, rows: int, cols: int) -> _C.PackedMatrix:
+def packed(threads: _C.ThreadPool, kind: str, rows: int, cols: int) -> _C.WeightMatrix:
     """Random weights; the codes of quantised ones are random bits under the scale of the bits' own."""
     if kind in FLOATS:
         return ops.pack(threads, torch.randn(rows, cols).to(FLOATS[kind]), kind, rows, cols)

@@ -55,12 +55,12 @@ def quantised_rows(name: str, rows: int, cols: int) -> tuple[np.ndarray, torch.T
     return data, torch.from_numpy(dequantize(data, kind))
 
 
-def pack(threads: _C.ThreadPool, weights: torch.Tensor) -> _C.PackedMatrix:
+def pack(threads: _C.ThreadPool, weights: torch.Tensor) -> _C.WeightMatrix:
     name = {dtype: name for name, dtype in DTYPES.items()}[weights.dtype]
     return ops.pack(threads, weights, name, *weights.shape)
 
 
-def linear(threads: _C.ThreadPool, x: torch.Tensor, *parts: _C.PackedMatrix, **keywords: torch.Tensor) -> torch.Tensor:
+def linear(threads: _C.ThreadPool, x: torch.Tensor, *parts: _C.WeightMatrix, **keywords: torch.Tensor) -> torch.Tensor:
     out = torch.full((x.shape[0], sum(part.rows for part in parts)), torch.nan)
     ops.linear(threads, x, list(parts), out, **keywords)
     return out

@@ -65,10 +65,10 @@ TEST(linear_of_float32_and_bfloat16_weights_with_odd_sizes) {
                            out(static_cast<std::size_t>(rows * n));
         const std::vector<std::uint16_t> halves = half ? truncate_to_bf16(w) : std::vector<std::uint16_t>();
         const void* data = half ? static_cast<const void*>(halves.data()) : w.data();
-        const PackedMatrixPtr packed = pack_matrix(
+        const WeightMatrixPtr packed = pack_matrix(
             {data, n * k * (half ? 2 : 4), n, k, half ? WeightType::kBFloat16 : WeightType::kFloat32, nullptr},
             threads);
-        const PackedMatrix* part = packed.get();
+        const WeightMatrix* part = packed.get();
         ops::linear(context, {view(x, k), &part, 1, nullptr, view(out, n)});
         std::vector<double> expected;
         for (std::int64_t r = 0; r < rows; ++r)
@@ -133,10 +133,10 @@ void check_attention(const AttentionCase& c) {
   batch.block_table_rows = &row;
   batch.block_tables = table.data();
   batch.block_table_stride = num_blocks;
-  std::vector<std::byte> workspace(static_cast<std::size_t>(
-      ops::attention_workspace_bytes(Device::kCpu, c.num_threads, c.query_len, heads, c.head_dim, length)));
+  std::vector<std::byte> workspace(
+      static_cast<std::size_t>(ops::attention_workspace_bytes(c.query_len, heads, c.head_dim, length)));
   ops::attention(context, {view(q, q_cols), cache, &batch, heads, c.window, 0.3f, 0.0f, nullptr, workspace.data(),
-                           view(out, q_cols)});
+                           view(out, q_cols), nullptr});
 
   std::vector<double> expected;
   for (std::int32_t t = 0; t < c.query_len; ++t)

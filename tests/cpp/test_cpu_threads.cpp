@@ -121,8 +121,8 @@ TEST(a_product_is_the_same_on_any_number_of_threads) {
   for (int num_threads : {1, 2, 5}) {
     ThreadPool pool(num_threads);
     const WeightSource source{weights.data(), kRows * kCols * 4, kRows, kCols, WeightType::kFloat32, nullptr};
-    const PackedMatrixPtr matrix = pack_matrix(source, pool);
-    const PackedMatrix* part = matrix.get();
+    const WeightMatrixPtr matrix = pack_matrix(source, pool);
+    const WeightMatrix* part = matrix.get();
     std::vector<float>& out = outs.emplace_back(60 * kRows);
     const LinearParams params{{x.data(), 60, kCols, kCols, DType::kFloat32},
                               &part,

@@ -11,7 +11,7 @@ from paged._C import ThreadPool
 
 Tensor = Any
 
-class PackedMatrix:
+class WeightMatrix:
     """Weights [rows, cols] packed for this CPU."""
 
     @property
@@ -43,18 +43,18 @@ def isa() -> str:
 
 def pack(
     threads: ThreadPool, source: Tensor, type: str, rows: int, cols: int, row_order: Tensor | None = None
-) -> PackedMatrix:
+) -> WeightMatrix:
     """Packs checkpoint rows (any contiguous tensor of their bytes)."""
 
-def unpack(threads: ThreadPool, matrix: PackedMatrix, out: Tensor) -> None:
+def unpack(threads: ThreadPool, matrix: WeightMatrix, out: Tensor) -> None:
     """Writes the matrix as float32 to out [rows, cols]."""
 
 def linear(
-    threads: ThreadPool, x: Tensor, parts: Sequence[PackedMatrix], out: Tensor, bias: Tensor | None = None
+    threads: ThreadPool, x: Tensor, parts: Sequence[WeightMatrix], out: Tensor, bias: Tensor | None = None
 ) -> None:
     """out = x @ concatenate(parts).T + bias; x [T, K], out [T, N]."""
 
-def embedding(threads: ThreadPool, token_ids: Tensor, table: PackedMatrix, out: Tensor, scale: float = 1.0) -> None:
+def embedding(threads: ThreadPool, token_ids: Tensor, table: WeightMatrix, out: Tensor, scale: float = 1.0) -> None:
     """out[t] = scale * table[token_ids[t]]."""
 
 def rms_norm(threads: ThreadPool, x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:

@@ -46,7 +46,7 @@ struct KvCache {
   KvCacheView view;
 };
 
-PackedMatrixPtr pack(ThreadPool& threads, py::handle source, const std::string& type, std::int64_t rows,
+WeightMatrixPtr pack(ThreadPool& threads, py::handle source, const std::string& type, std::int64_t rows,
                      std::int64_t cols, py::handle row_order) {
   const DlpackTensor tensor(source, "source");
   const WeightSource weights{
@@ -56,13 +56,15 @@ PackedMatrixPtr pack(ThreadPool& threads, py::handle source, const std::string& 
   return pack_matrix(weights, threads);
 }
 
-void unpack(ThreadPool& threads, const PackedMatrix& matrix, py::handle target) {
+void unpack(ThreadPool& threads, const WeightMatrix& matrix, py::handle target) {
+  const auto* packed = dynamic_cast<const cpu::PackedMatrix*>(&matrix);
+  PAGED_CHECK(packed != nullptr, "unpack: the matrix is not packed for the CPU");
   const MatrixView to = out(target);
   PAGED_CHECK(to.rows == matrix.rows && to.cols == matrix.cols && to.dtype == DType::kFloat32,
               "unpack: out must be float32 [", matrix.rows, ", ", matrix.cols, "]");
   const py::gil_scoped_release unlocked;
   threads.parallel_for(matrix.rows, [&](std::int64_t row, int) {
-    cpu::unpack_row(matrix, row, static_cast<float*>(to.data) + row * to.row_stride);
+    cpu::unpack_row(*packed, row, static_cast<float*>(to.data) + row * to.row_stride);
   });
 }
 
@@ -71,10 +73,11 @@ void bind_types(py::module_& parent, py::module_& m) {
                                                       "num_threads threads, the caller's among them.")
       .def(py::init<int>(), py::arg("num_threads"))
       .def_property_readonly("num_threads", &ThreadPool::num_threads);
-  py::class_<PackedMatrix, PackedMatrixPtr>(m, "PackedMatrix", "Weights [rows, cols] packed for this CPU.")
-      .def_readonly("rows", &PackedMatrix::rows)
-      .def_readonly("cols", &PackedMatrix::cols)
-      .def_property_readonly("nbytes", [](const PackedMatrix& matrix) { return num_bytes(matrix); });
+  py::class_<WeightMatrix, WeightMatrixPtr>(m, "WeightMatrix",
+                                            "Weights [rows, cols] as one device's kernels read them.")
+      .def_readonly("rows", &WeightMatrix::rows)
+      .def_readonly("cols", &WeightMatrix::cols)
+      .def_property_readonly("nbytes", &WeightMatrix::num_bytes);
   py::class_<KvCache>(m, "KvCache", "One layer's cache in a tensor of num_blocks * 2 * heads * block_size * head_dim.")
       .def(py::init<py::handle, std::int32_t, std::int32_t, std::int32_t, std::int32_t>(), py::arg("storage"),
            py::arg("num_blocks"), py::arg("block_size"), py::arg("num_kv_heads"), py::arg("head_dim"));
@@ -88,7 +91,7 @@ void bind_types(py::module_& parent, py::module_& m) {
 void bind_linear(py::module_& m) {
   m.def(
       "linear",
-      [](ThreadPool& threads, py::handle x, const std::vector<const PackedMatrix*>& parts, py::handle to,
+      [](ThreadPool& threads, py::handle x, const std::vector<const WeightMatrix*>& parts, py::handle to,
          py::handle bias) {
         const LinearParams params{in(x, "x"), parts.data(), static_cast<std::int32_t>(parts.size()),
                                   floats(bias, "bias"), out(to)};
@@ -99,7 +102,7 @@ void bind_linear(py::module_& m) {
       py::arg("parts"), py::arg("out"), py::arg("bias") = py::none());
   m.def(
       "embedding",
-      [](ThreadPool& threads, py::handle token_ids, const PackedMatrix& table, py::handle to, float scale) {
+      [](ThreadPool& threads, py::handle token_ids, const WeightMatrix& table, py::handle to, float scale) {
         const EmbeddingParams params{ints(token_ids, "token_ids"), &table, out(to), scale};
         const py::gil_scoped_release unlocked;
         ops::embedding(on(threads), params);
@@ -242,8 +245,8 @@ void run_attention(ThreadPool& threads, const AttentionParams& settings, const D
   params.batch = &batch;
   std::int32_t longest = 1;
   for (std::int32_t i = 0; i < batch.num_sequences; ++i) longest = std::max(longest, batch.seq_lens[i]);
-  const std::int64_t bytes = ops::attention_workspace_bytes(Device::kCpu, threads.num_threads(), batch.num_tokens,
-                                                            params.num_heads, params.cache.head_dim, longest);
+  const std::int64_t bytes =
+      ops::attention_workspace_bytes(batch.num_tokens, params.num_heads, params.cache.head_dim, longest);
   const auto workspace = std::make_unique_for_overwrite<std::byte[]>(static_cast<std::size_t>(bytes));
   params.workspace = workspace.get();
   const py::gil_scoped_release unlocked;
@@ -288,8 +291,7 @@ void bind_sample(py::module_& m) {
                             DlpackTensor(token_ids, "token_ids", Access::kWrite).writable_int32s()};
         PAGED_CHECK(static_cast<std::int64_t>(rows.size()) == params.logits.rows, "sample: ", params.logits.rows,
                     " rows of logits but ", rows.size(), " SamplingRow");
-        const std::int64_t bytes =
-            ops::sample_workspace_bytes(Device::kCpu, threads.num_threads(), params.logits.rows, params.logits.cols);
+        const std::int64_t bytes = ops::sample_workspace_bytes(threads.num_threads(), params.logits.cols);
         const auto workspace = std::make_unique_for_overwrite<std::byte[]>(static_cast<std::size_t>(bytes));
         params.workspace = workspace.get();
         const py::gil_scoped_release unlocked;

@@ -14,6 +14,8 @@
 
 namespace paged::cpu {
 
+class PackedMatrix;
+
 inline constexpr int kMaxTileRows = 48;
 inline constexpr int kMaxTilePanels = 8;
 inline constexpr int kKeyTile = 64;       // keys of one step of the online softmax

@@ -108,7 +108,7 @@ void pack_blocks(const PanelSource& source, WeightType type, const QuantLayout& 
   }
 }
 
-void pack_panel(const PanelSource& source, WeightType type, PackedMatrix& matrix, std::int64_t panel) {
+void pack_panel(const PanelSource& source, WeightType type, cpu::PackedMatrix& matrix, std::int64_t panel) {
   std::byte* to = matrix.data + panel * matrix.panel_bytes;
   if (const QuantLayout* layout = cpu::layout_of(matrix.format))
     pack_blocks(source, type, *layout, matrix.cols, to);
@@ -151,9 +151,9 @@ WeightType parse_weight_type(std::string_view name) {
 
 std::string_view name_of(WeightType type) { return entry_of(type).name; }
 
-PackedMatrixPtr pack_matrix(const WeightSource& source, ThreadPool& threads) {
+WeightMatrixPtr pack_matrix(const WeightSource& source, ThreadPool& threads) {
   const std::int64_t row_bytes = checked_row_bytes(source);
-  PackedMatrixPtr matrix(new PackedMatrix(source.rows, source.cols, entry_of(source.type).packed));
+  auto matrix = std::make_unique<cpu::PackedMatrix>(source.rows, source.cols, entry_of(source.type).packed);
   threads.parallel_for(matrix->num_panels, [&](std::int64_t panel, int) {
     pack_panel(panel_source(source, row_bytes, panel), source.type, *matrix, panel);
   });

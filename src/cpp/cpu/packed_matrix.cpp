@@ -8,7 +8,7 @@
 
 #include "cpu/float16.h"
 
-namespace paged {
+namespace paged::cpu {
 namespace {
 
 using cpu::PackedFormat;
@@ -87,22 +87,13 @@ T element(const std::byte* panel, std::int64_t index) {
 }  // namespace
 
 PackedMatrix::PackedMatrix(std::int64_t num_rows, std::int64_t num_cols, PackedFormat packed_format)
-    : rows(num_rows),
-      cols(num_cols),
+    : WeightMatrix(num_rows, num_cols),
       format(packed_format),
       num_panels((num_rows + cpu::kPanelRows - 1) / cpu::kPanelRows),
       panel_bytes(panel_bytes_of(num_cols, packed_format)),
       data(allocate(num_panels * panel_bytes)) {}
 
 PackedMatrix::~PackedMatrix() { ::operator delete(data, alignment_of(num_panels * panel_bytes)); }
-
-void PackedMatrixDeleter::operator()(PackedMatrix* matrix) const { delete matrix; }
-
-std::int64_t num_rows(const PackedMatrix& matrix) { return matrix.rows; }
-std::int64_t num_cols(const PackedMatrix& matrix) { return matrix.cols; }
-std::int64_t num_bytes(const PackedMatrix& matrix) { return matrix.num_panels * matrix.panel_bytes; }
-
-namespace cpu {
 
 void unpack_row(const PackedMatrix& matrix, std::int64_t row, float* out) {
   const std::byte* panel = matrix.data + row / kPanelRows * matrix.panel_bytes;
@@ -121,5 +112,4 @@ void unpack_row(const PackedMatrix& matrix, std::int64_t row, float* out) {
   }
 }
 
-}  // namespace cpu
-}  // namespace paged
+}  // namespace paged::cpu

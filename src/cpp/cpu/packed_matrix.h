@@ -19,9 +19,7 @@
 
 #include "ops/weights.h"
 
-namespace paged {
-
-namespace cpu {
+namespace paged::cpu {
 
 inline constexpr int kPanelRows = 16;
 
@@ -68,27 +66,20 @@ constexpr const QuantLayout* layout_of(PackedFormat format) {
   }
 }
 
-}  // namespace cpu
-
-class PackedMatrix {
+class PackedMatrix final : public WeightMatrix {
  public:
-  PackedMatrix(std::int64_t num_rows, std::int64_t num_cols, cpu::PackedFormat packed_format);
-  ~PackedMatrix();
-  PackedMatrix(const PackedMatrix&) = delete;
-  PackedMatrix& operator=(const PackedMatrix&) = delete;
+  PackedMatrix(std::int64_t num_rows, std::int64_t num_cols, PackedFormat packed_format);
+  ~PackedMatrix() override;
 
-  const std::int64_t rows;
-  const std::int64_t cols;
-  const cpu::PackedFormat format;
+  std::int64_t num_bytes() const override { return num_panels * panel_bytes; }
+
+  const PackedFormat format;
   const std::int64_t num_panels;
   const std::int64_t panel_bytes;
   std::byte* const data;  // [num_panels, panel_bytes], 64-byte aligned
 };
 
-namespace cpu {
-
 // Writes row `row` as float32 to out[0 .. cols): the exact values the linear kernels multiply by.
 void unpack_row(const PackedMatrix& matrix, std::int64_t row, float* out);
 
-}  // namespace cpu
-}  // namespace paged
+}  // namespace paged::cpu

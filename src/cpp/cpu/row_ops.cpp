@@ -34,7 +34,7 @@ void embedding(ThreadPool& threads, const EmbeddingParams& params) {
     std::byte* to = row_data(out, row);
     const bool direct = out.dtype == DType::kFloat32;
     float* values = reinterpret_cast<float*>(direct ? to : threads.scratch(thread));
-    unpack_row(*params.table, params.token_ids[row], values);
+    unpack_row(static_cast<const PackedMatrix&>(*params.table), params.token_ids[row], values);
     if (direct && params.scale == 1.0f) return;
     if (direct) write_scaled<float>(values, params.scale, out.cols, to);
     if (out.dtype == DType::kBFloat16) write_scaled<BFloat16>(values, params.scale, out.cols, to);

@@ -41,8 +41,7 @@ Engine::Engine(const SchedulerConfig& config, std::unique_ptr<Executor> executor
       scheduler_(std::make_unique<Scheduler>(config)),
       sampling_rows_(static_cast<std::size_t>(config.max_num_sequences)),
       sampled_(static_cast<std::size_t>(config.max_num_sequences)),
-      sample_workspace_(
-          ops::sample_workspace_bytes(Device::kCpu, threads_->num_threads(), config.max_num_sequences, vocab_size_)) {
+      sample_workspace_(ops::sample_workspace_bytes(threads_->num_threads(), vocab_size_)) {
   publish_stats();
   const BlockedSignals blocked;
   thread_ = std::thread([this] { loop(); });

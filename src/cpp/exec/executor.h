@@ -1,27 +1,43 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the step loop asks of whatever runs the model: a batch in, logits out. Implemented by ProgramExecutor here and,
-// for any torch device, by a Python object (bindings/python_executor.h).
+// What the step loop asks of whatever runs the model: steps in, sampled tokens out. Steps are launched and awaited in
+// order. An executor that works asynchronously (a GPU) takes a second step while the first one runs; what the second
+// one needs of the first, its sampled tokens, never leaves the device.
 #pragma once
 
 #include <cstdint>
 #include <span>
 
 #include "ops/batch_view.h"
+#include "ops/ops.h"
 
 namespace paged {
+
+struct StepInput {
+  // token_ids[i] = -1 - row stands for the token that the sequence in row `row` of the block tables sampled last, in a
+  // step that is still in flight. Only executors with max_steps_in_flight() > 1 ever see one.
+  BatchView batch;
+  // Entries of block_tables that changed since the last launch: flat indices into it. A device keeps its own copy.
+  std::span<const std::int32_t> changed_table_entries;
+  // Whole KV blocks, all layers, to copy before the step writes: destination[i] becomes source[i].
+  std::span<const std::int32_t> copy_sources;
+  std::span<const std::int32_t> copy_destinations;
+  std::span<const SamplingRow> sampling;  // [batch.num_logits_rows]
+};
 
 class Executor {
  public:
   virtual ~Executor() = default;
 
   virtual std::int32_t vocab_size() const = 0;
+  virtual std::int32_t max_steps_in_flight() const { return 1; }
 
-  // Copies whole KV blocks, all layers, before the next run: destination[i] becomes source[i].
-  virtual void copy_blocks(std::span<const std::int32_t> source, std::span<const std::int32_t> destination) = 0;
+  // Starts a step; everything in the input may be overwritten as soon as it returns. At most max_steps_in_flight()
+  // launched steps have not been awaited.
+  virtual void launch(const StepInput& step) = 0;
 
-  // Runs one step and stores the step's keys and values. Returns [batch.num_logits_rows, vocab_size] float32, valid
-  // until the next call; null when no row samples.
-  virtual const float* run(const BatchView& batch) = 0;
+  // Waits for the oldest launched step. Its sampled tokens, one for each of its logits rows, -1 where the logits are
+  // not numbers; valid until the next call of wait().
+  virtual std::span<const std::int32_t> wait() = 0;
 };
 
 }  // namespace paged

@@ -112,7 +112,7 @@ void Program::add_op(Op op) {
 
 std::vector<std::int64_t> Program::matrix_bytes() const {
   std::vector<std::int64_t> bytes;
-  for (const PackedMatrixPtr& matrix : matrices_) bytes.push_back(num_bytes(*matrix));
+  for (const WeightMatrixPtr& matrix : matrices_) bytes.push_back(matrix->num_bytes());
   return bytes;
 }
 

@@ -89,7 +89,7 @@ class Program {
 
   const std::vector<Op>& ops() const { return ops_; }
   const KvCacheSpec& kv_cache() const { return kv_cache_; }
-  const PackedMatrix* matrix(std::int32_t index) const { return matrices_[static_cast<std::size_t>(index)].get(); }
+  const WeightMatrix* matrix(std::int32_t index) const { return matrices_[static_cast<std::size_t>(index)].get(); }
   const std::vector<float>& vector(std::int32_t index) const { return vectors_[static_cast<std::size_t>(index)]; }
   const ArenaPlan& arena() const { return arena_; }
   std::int32_t vocab_size() const { return vocab_size_; }
@@ -105,7 +105,7 @@ class Program {
   std::int32_t vocab_size_;
   std::int32_t max_positions_;
   std::vector<Op> ops_;
-  std::vector<PackedMatrixPtr> matrices_;
+  std::vector<WeightMatrixPtr> matrices_;
   std::vector<std::vector<float>> vectors_;
 };
 

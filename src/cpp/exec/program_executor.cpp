@@ -40,9 +40,8 @@ ProgramExecutor::ProgramExecutor(std::shared_ptr<const Program> program, const K
   context_.threads = threads_.get();
   arena_ = AlignedBuffer(program_->arena().num_bytes);
   kv_pool_ = AlignedBuffer(layer_bytes(program_->kv_cache(), limits) * program_->kv_cache().num_layers);
-  attention_workspace_ = AlignedBuffer(
-      ops::attention_workspace_bytes(Device::kCpu, threads_->num_threads(), program_->arena().max_tokens,
-                                     max_heads(*program_), program_->kv_cache().head_dim, limits.max_seq_len));
+  attention_workspace_ = AlignedBuffer(ops::attention_workspace_bytes(
+      program_->arena().max_tokens, max_heads(*program_), program_->kv_cache().head_dim, limits.max_seq_len));
 }
 
 MatrixView ProgramExecutor::view(const Value& value, const BatchView& batch) const {
@@ -68,7 +67,7 @@ RopeParams ProgramExecutor::rope_params(const Op& op, const Value& input, const 
 }
 
 void ProgramExecutor::run_linear(const Op& op, const BatchView& batch) {
-  std::array<const PackedMatrix*, 8> parts{};
+  std::array<const WeightMatrix*, 8> parts{};
   for (std::size_t i = 0; i < op.matrices.size(); ++i) parts[i] = program_->matrix(op.matrices[i]);
   ops::linear(context_, {view(op.inputs[0], batch), parts.data(), static_cast<std::int32_t>(op.matrices.size()),
                          vector_data(op), view(op.outputs[0], batch)});
@@ -76,8 +75,9 @@ void ProgramExecutor::run_linear(const Op& op, const BatchView& batch) {
 
 void ProgramExecutor::run_attention(const Op& op, const BatchView& batch) {
   const OpAttributes& a = op.attributes;
-  ops::attention(context_, {view(op.inputs[0], batch), cache(a.layer), &batch, a.num_heads, a.window, a.scale,
-                            a.softcap, vector_data(op), attention_workspace_.data(), view(op.outputs[0], batch)});
+  ops::attention(context_,
+                 {view(op.inputs[0], batch), cache(a.layer), &batch, a.num_heads, a.window, a.scale, a.softcap,
+                  vector_data(op), attention_workspace_.data(), view(op.outputs[0], batch), nullptr});
 }
 
 void ProgramExecutor::run_rope_store_kv(const Op& op, const BatchView& batch) {

@@ -20,9 +20,7 @@ void attention(const ExecutionContext& context, const AttentionParams& params) {
   cpu::attention(pool_of(context), params);
 }
 
-std::int64_t attention_workspace_bytes(Device device, int /*num_threads*/, int max_tokens, int num_heads, int head_dim,
-                                       int max_seq_len) {
-  if (device == Device::kGpu) return gpu::attention_workspace_bytes(max_tokens, num_heads, head_dim, max_seq_len);
+std::int64_t attention_workspace_bytes(int max_tokens, int num_heads, int head_dim, int max_seq_len) {
   return cpu::attention_workspace_bytes(max_tokens, num_heads, head_dim, max_seq_len);
 }
 

@@ -7,7 +7,7 @@ namespace paged::ops {
 
 void embedding(const ExecutionContext& context, const EmbeddingParams& params) {
   PAGED_CHECK(params.table != nullptr, "embedding: no table");
-  check_matrix("embedding", "out", params.out, {params.out.rows, num_cols(*params.table)});
+  check_matrix("embedding", "out", params.out, {params.out.rows, params.table->cols});
   PAGED_CHECK(params.out.cols * 4 <= static_cast<std::int64_t>(ThreadPool::kScratchBytes),
               "embedding: rows of at most ", ThreadPool::kScratchBytes / 4, " columns are supported, got ",
               params.out.cols);
@@ -19,10 +19,10 @@ void linear(const ExecutionContext& context, const LinearParams& params) {
   PAGED_CHECK(params.num_parts > 0, "linear: no weights");
   std::int64_t cols = 0;
   for (int i = 0; i < params.num_parts; ++i) {
-    const PackedMatrix& part = *params.parts[i];
-    PAGED_CHECK(num_cols(part) == params.x.cols, "linear: part ", i, " is [", num_rows(part), ", ", num_cols(part),
-                "] but x has ", params.x.cols, " columns");
-    cols += num_rows(part);
+    const WeightMatrix& part = *params.parts[i];
+    PAGED_CHECK(part.cols == params.x.cols, "linear: part ", i, " is [", part.rows, ", ", part.cols, "] but x has ",
+                params.x.cols, " columns");
+    cols += part.rows;
   }
   check_matrix("linear", "x", params.x, {params.x.rows, params.x.cols});
   check_matrix("linear", "out", params.out, {params.x.rows, cols});

@@ -8,6 +8,7 @@
 
 #include "base/dtype.h"
 #include "ops/batch_view.h"
+#include "ops/gpu_context.h"
 #include "ops/weights.h"
 
 namespace paged {
@@ -16,11 +17,11 @@ class ThreadPool;  // cpu/thread_pool.h
 
 enum class Device : std::uint8_t { kCpu, kGpu };
 
-// Where an op runs. `stream` is an opaque handle of the vendor's runtime; null on the CPU.
+// Where an op runs: `threads` on the CPU, `gpu` on a GPU.
 struct ExecutionContext {
   Device device = Device::kCpu;
   ThreadPool* threads = nullptr;
-  void* stream = nullptr;
+  const GpuContext* gpu = nullptr;
 };
 
 // A row-major matrix inside some buffer; rows may be wider than the view (a view of some columns).
@@ -49,7 +50,7 @@ struct KvCacheView {
 // out[t] = scale * table[token_ids[t]]
 struct EmbeddingParams {
   const std::int32_t* token_ids;  // [out.rows]
-  const PackedMatrix* table;      // [vocab_size, hidden]
+  const WeightMatrix* table;      // [vocab_size, hidden]
   MatrixView out;                 // [T, hidden]
   float scale;
 };
@@ -57,10 +58,21 @@ struct EmbeddingParams {
 // out[:, columns of part i] = x @ part_i.T + bias; the parts' rows are laid side by side in the columns of out.
 struct LinearParams {
   MatrixView x;                      // [T, K]
-  const PackedMatrix* const* parts;  // [num_parts], each [N_i, K]
+  const WeightMatrix* const* parts;  // [num_parts], each [N_i, K]
   std::int32_t num_parts;
   const float* bias;  // [sum N_i] or null
   MatrixView out;     // [T, sum N_i]; float32 or x's dtype
+};
+
+enum class Activation : std::uint8_t { kSilu, kGeluTanh, kGeluErf };
+
+// out = activation(x @ matrix[:N].T) * (x @ matrix[N:].T). GPU only: what the executor makes of linear and
+// gated_activation.
+struct GatedLinearParams {
+  MatrixView x;                // [T, K]
+  const WeightMatrix* matrix;  // [2 N, K]
+  Activation activation;
+  MatrixView out;  // [T, N]
 };
 
 // Each group of `width` consecutive columns is normalised on its own (width == cols: the whole row; width == head_dim:
@@ -133,9 +145,20 @@ struct AttentionParams {
   const float* sinks;  // [num_heads] or null
   void* workspace;     // attention_workspace_bytes(...)
   MatrixView out;      // [T, num_heads * head_dim]
+  const void* plan;    // on a GPU: what plan_attention wrote in this step for this window; null on the CPU
 };
 
-enum class Activation : std::uint8_t { kSilu, kGeluTanh, kGeluErf };
+// On a GPU: lists the units of work of a step's attention, once for all layers of one window.
+struct AttentionPlanParams {
+  const BatchView* batch;
+  std::int32_t num_heads;
+  std::int32_t num_kv_heads;
+  std::int32_t head_dim;
+  std::int32_t block_size;
+  DType dtype;
+  std::int32_t window;
+  void* plan;  // gpu::attention_plan_bytes(...)
+};
 
 // out = activation(gate) * up
 struct GatedActivationParams {
@@ -200,10 +223,9 @@ void softcap(const ExecutionContext& context, const SoftcapParams& params);
 void sample(const ExecutionContext& context, const SampleParams& params);
 void copy_blocks(const ExecutionContext& context, const CopyBlocksParams& params);
 
-// Upper bounds over every batch the limits allow, so that the caller allocates once.
-std::int64_t attention_workspace_bytes(Device device, int num_threads, int max_tokens, int num_heads, int head_dim,
-                                       int max_seq_len);
-std::int64_t sample_workspace_bytes(Device device, int num_threads, std::int64_t max_rows, std::int64_t vocab_size);
+// On the CPU; upper bounds over every batch the limits allow, so that the caller allocates once.
+std::int64_t attention_workspace_bytes(int max_tokens, int num_heads, int head_dim, int max_seq_len);
+std::int64_t sample_workspace_bytes(int num_threads, std::int64_t vocab_size);
 
 }  // namespace ops
 }  // namespace paged

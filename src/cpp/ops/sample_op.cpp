@@ -14,8 +14,7 @@ void sample(const ExecutionContext& context, const SampleParams& params) {
   cpu::sample(pool_of(context), params);
 }
 
-std::int64_t sample_workspace_bytes(Device device, int num_threads, std::int64_t max_rows, std::int64_t vocab_size) {
-  if (device == Device::kGpu) return gpu::sample_workspace_bytes(max_rows, vocab_size);
+std::int64_t sample_workspace_bytes(int num_threads, std::int64_t vocab_size) {
   return cpu::sample_workspace_bytes(num_threads, vocab_size);
 }
 

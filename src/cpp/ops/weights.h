@@ -39,18 +39,22 @@ struct WeightSource {
   const std::int32_t* row_order;  // [rows] row i of the matrix is row row_order[i] of the source; null: as they lie
 };
 
-class PackedMatrix;  // cpu/packed_matrix.h
+// A weight [rows, cols] in the form the kernels of one device read: cpu::PackedMatrix or gpu::DeviceMatrix.
+class WeightMatrix {
+ public:
+  WeightMatrix(std::int64_t num_rows, std::int64_t num_cols) : rows(num_rows), cols(num_cols) {}
+  virtual ~WeightMatrix() = default;
+  WeightMatrix(const WeightMatrix&) = delete;
+  WeightMatrix& operator=(const WeightMatrix&) = delete;
 
-struct PackedMatrixDeleter {
-  void operator()(PackedMatrix* matrix) const;
+  virtual std::int64_t num_bytes() const = 0;
+
+  const std::int64_t rows;
+  const std::int64_t cols;
 };
-using PackedMatrixPtr = std::unique_ptr<PackedMatrix, PackedMatrixDeleter>;
+using WeightMatrixPtr = std::unique_ptr<WeightMatrix>;
 
-// Throws std::invalid_argument if num_bytes does not match, or cols is not a multiple of the type's group.
-PackedMatrixPtr pack_matrix(const WeightSource& source, ThreadPool& threads);
-
-std::int64_t num_rows(const PackedMatrix& matrix);
-std::int64_t num_cols(const PackedMatrix& matrix);
-std::int64_t num_bytes(const PackedMatrix& matrix);
+// For the CPU. Throws std::invalid_argument if num_bytes does not match, or cols is not a multiple of the type's group.
+WeightMatrixPtr pack_matrix(const WeightSource& source, ThreadPool& threads);
 
 }  // namespace paged

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CUDA spelling of src/gpu/gpu.h.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <string>
+
+#include "gpu/device_error.h"
+
+#define GPU_API(name) cuda##name
+#define GPU_DYN_SHARED(type, name)                                      \
+  extern __shared__ __align__(1024) unsigned char gpu_dynamic_shared[]; \
+  type* name = reinterpret_cast<type*>(gpu_dynamic_shared)
+
+namespace paged::gpu {
+
+using Stream = cudaStream_t;
+
+constexpr int kWarp = 32;
+constexpr unsigned kFullMask = 0xffffffffu;
+
+inline void check(cudaError_t error, const char* what = "CUDA call") {
+  if (error != cudaSuccess)
+    throw DeviceError(std::string(what) + ": " + cudaGetErrorName(error) + ": " + cudaGetErrorString(error));
+}
+
+template <class T>
+__device__ __forceinline__ T shuffle_xor(T value, int mask) {
+  return __shfl_xor_sync(kFullMask, value, mask);
+}
+template <class T>
+__device__ __forceinline__ T shuffle(T value, int lane) {
+  return __shfl_sync(kFullMask, value, lane);
+}
+__device__ __forceinline__ std::uint64_t ballot(bool predicate) { return __ballot_sync(kFullMask, predicate); }
+__device__ __forceinline__ void sync_warp() { __syncwarp(); }
+__device__ __forceinline__ void thread_fence() { __threadfence(); }
+template <class T>
+__device__ __forceinline__ T atomic_add(T* to, T value) {
+  return atomicAdd(to, value);
+}
+template <class T>
+__device__ __forceinline__ T atomic_max(T* to, T value) {
+  return atomicMax(to, value);
+}
+__device__ __forceinline__ float fast_exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float fast_exp(float x) { return __expf(x); }
+
+__device__ __forceinline__ void wait_for_predecessors() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void release_dependents() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+__host__ __device__ inline float bits_to_float(std::uint32_t bits) {
+  union {
+    std::uint32_t u;
+    float f;
+  } both;
+  both.u = bits;
+  return both.f;
+}
+__host__ __device__ inline std::uint32_t float_to_bits(float value) {
+  union {
+    float f;
+    std::uint32_t u;
+  } both;
+  both.f = value;
+  return both.u;
+}
+__host__ __device__ inline float half_to_float(std::uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
+__host__ __device__ inline std::uint16_t float_to_half(float value) { return __half_as_ushort(__float2half_rn(value)); }
+__host__ __device__ inline std::uint16_t float_to_bfloat(float value) {
+  return __bfloat16_as_ushort(__float2bfloat16_rn(value));
+}
+
+// With programmatic dependent launch: the grid may start while its predecessor on the stream still runs.
+template <class... Params, class... Args>
+void launch(void (*kernel)(Params...), dim3 grid, dim3 block, std::size_t shared_bytes, Stream stream,
+            const Args&... args) {
+  if (shared_bytes > 48 * 1024)
+    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(shared_bytes)),
+          "raising a kernel's shared memory");
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  check(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...), "kernel launch");
+}
+
+}  // namespace paged::gpu

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+// The HIP spelling of src/gpu/gpu.h.
+#pragma once
+
+#include <hip/hip_runtime.h>
+
+#include <cstdint>
+#include <string>
+
+#include "gpu/device_error.h"
+
+#define GPU_API(name) hip##name
+#define GPU_DYN_SHARED(type, name)                                      \
+  extern __shared__ __align__(1024) unsigned char gpu_dynamic_shared[]; \
+  type* name = reinterpret_cast<type*>(gpu_dynamic_shared)
+
+namespace paged::gpu {
+
+using Stream = hipStream_t;
+
+#if !defined(__HIP_DEVICE_COMPILE__) || defined(__GFX8__) || defined(__GFX9__)
+constexpr int kWarp = 64;
+#else
+constexpr int kWarp = 32;
+#endif
+
+inline void check(hipError_t error, const char* what = "HIP call") {
+  if (error != hipSuccess)
+    throw DeviceError(std::string(what) + ": " + hipGetErrorName(error) + ": " + hipGetErrorString(error));
+}
+
+template <class T>
+__device__ __forceinline__ T shuffle_xor(T value, int mask) {
+  return __shfl_xor(value, mask, kWarp);
+}
+template <class T>
+__device__ __forceinline__ T shuffle(T value, int lane) {
+  return __shfl(value, lane, kWarp);
+}
+__device__ __forceinline__ std::uint64_t ballot(bool predicate) { return __ballot(predicate); }
+__device__ __forceinline__ void sync_warp() {
+  __builtin_amdgcn_fence(__ATOMIC_RELEASE, "wavefront");
+  __builtin_amdgcn_wave_barrier();
+  __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "wavefront");
+}
+__device__ __forceinline__ void thread_fence() { __threadfence(); }
+template <class T>
+__device__ __forceinline__ T atomic_add(T* to, T value) {
+  return atomicAdd(to, value);
+}
+template <class T>
+__device__ __forceinline__ T atomic_max(T* to, T value) {
+  return atomicMax(to, value);
+}
+__device__ __forceinline__ float fast_exp2(float x) { return __builtin_amdgcn_exp2f(x); }
+__device__ __forceinline__ float fast_exp(float x) { return __expf(x); }
+
+// Streams run their kernels one after the other.
+__device__ __forceinline__ void wait_for_predecessors() {}
+__device__ __forceinline__ void release_dependents() {}
+
+__host__ __device__ inline float bits_to_float(std::uint32_t bits) { return __builtin_bit_cast(float, bits); }
+__host__ __device__ inline std::uint32_t float_to_bits(float value) { return __builtin_bit_cast(std::uint32_t, value); }
+__host__ __device__ inline float half_to_float(std::uint16_t bits) {
+  return static_cast<float>(__builtin_bit_cast(_Float16, bits));
+}
+__host__ __device__ inline std::uint16_t float_to_half(float value) {
+  return __builtin_bit_cast(std::uint16_t, static_cast<_Float16>(value));
+}
+__host__ __device__ inline std::uint16_t float_to_bfloat(float value) {
+  return __builtin_bit_cast(std::uint16_t, static_cast<__bf16>(value));
+}
+
+template <class... Params, class... Args>
+void launch(void (*kernel)(Params...), dim3 grid, dim3 block, std::size_t shared_bytes, Stream stream,
+            const Args&... args) {
+  kernel<<<grid, block, shared_bytes, stream>>>(static_cast<Params>(args)...);
+  check(hipGetLastError(), "kernel launch");
+}
+
+}  // namespace paged::gpu
