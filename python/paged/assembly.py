@@ -9,13 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paged import _C
-from paged.config import EngineOptions
+from paged.config import EngineOptions, StepSizes
+from paged.devices import (
+    blas_folders,
+    check_gpu,
+    check_weights_fit,
+    default_kv_cache_bytes,
+    describe_gpu,
+    out_of_memory_advice,
+)
+from paged.dummy import open_dummy
 from paged.loading.checkpoint import Checkpoint, open_checkpoint
 from paged.loading.resolve import resolve
 from paged.model_config import ModelConfig
 from paged.models import record
 from paged.program.ir import ITEMSIZE, DType, Program
-from paged.program.native import compile_program
+from paged.program.native import compile_program, stacked_weight_bytes
 from paged.program.passes import fuse
 from paged.program.plan import plan
 from paged.text.chat import ChatTemplate, load_chat_template
@@ -44,20 +53,25 @@ class Sizes:
     dtype: DType
     num_threads: int
     max_model_len: int
+    step: StepSizes
     num_blocks: int
     kv_cache_bytes: int
 
 
+Executor = _C.ProgramExecutor | _C.GpuExecutor
+
+
 def assemble(model: str | Path, options: EngineOptions) -> Assembly:
     """Loads `model` and starts its engine. Raises ValueError with what arrived and what was expected."""
+    if options.gpu is not None:
+        check_gpu(options.gpu)
     path = resolve(model)
-    with open_checkpoint(path) as checkpoint:
+    with _open(path, options) as checkpoint:
         config = ModelConfig.from_hf(checkpoint.config)
         dtype = options.resolve_dtype(checkpoint.dtype)
         program = fuse(record(config, dtype))
-        sizes = resolve_sizes(program, options, dtype)
-        threads = _C.ThreadPool(sizes.num_threads)
-        executor = make_executor(program, checkpoint, options, sizes, threads)
+        threads = _C.ThreadPool(options.resolve_num_threads())
+        executor, sizes = make_executor(program, checkpoint, options, threads)
         tokenizer = load_tokenizer(path, checkpoint)
         chat_template = None if tokenizer is None else load_chat_template(path, checkpoint)
         engine = _C.Engine(
@@ -71,29 +85,65 @@ def assemble(model: str | Path, options: EngineOptions) -> Assembly:
     return Assembly(engine, tokenizer, end_token_ids, chat_template, sizes.max_model_len, description)
 
 
-def resolve_sizes(program: Program, options: EngineOptions, dtype: DType) -> Sizes:
-    kv_cache = program.kv_cache
+def _open(path: Path, options: EngineOptions) -> Checkpoint:
+    return open_dummy(path) if options.load_format == "dummy" else open_checkpoint(path)
+
+
+def resolve_sizes(program: Program, options: EngineOptions, default_kv_bytes: int | None = None) -> Sizes:
+    """`default_kv_bytes`: what the KV pool may take if the caller gave no size; None: a share of the host's memory."""
+    kv_cache, step = program.kv_cache, options.resolve_step_sizes()
     max_model_len = options.resolve_max_model_len(program.max_positions)
-    bytes_per_token = 2 * kv_cache.num_layers * kv_cache.num_kv_heads * kv_cache.head_dim * ITEMSIZE[dtype]
-    num_blocks = options.resolve_num_blocks(bytes_per_token, max_model_len)
-    kv_cache_bytes = num_blocks * options.block_size * bytes_per_token
-    return Sizes(dtype, options.resolve_num_threads(), max_model_len, num_blocks, kv_cache_bytes)
+    bytes_per_token = 2 * kv_cache.num_layers * kv_cache.num_kv_heads * kv_cache.head_dim * ITEMSIZE[program.dtype]
+    num_blocks = options.resolve_num_blocks(bytes_per_token, max_model_len, default_kv_bytes)
+    kv_cache_bytes = num_blocks * step.block_size * bytes_per_token
+    num_threads = options.resolve_num_threads()
+    return Sizes(program.dtype, num_threads, max_model_len, step, num_blocks, kv_cache_bytes)
 
 
 def make_executor(
-    program: Program, checkpoint: Checkpoint, options: EngineOptions, sizes: Sizes, threads: _C.ThreadPool
-) -> _C.ProgramExecutor | TorchEngineModel:
-    """The CPU executor, or the torch interpreter for device="torch..."."""
+    program: Program, checkpoint: Checkpoint, options: EngineOptions, threads: _C.ThreadPool
+) -> tuple[Executor | TorchEngineModel, Sizes]:
+    """The executor of the device: the CPU's, a GPU's, or the torch interpreter for device="torch..."."""
+    step = options.resolve_step_sizes()
+    if options.gpu is not None:
+        return _gpu_executor(program, checkpoint, options, threads)
+    sizes = resolve_sizes(program, options)
     if options.device != "cpu":
-        return _torch_model(program, checkpoint, options, sizes)
-    arena = plan(
-        program, max_tokens=options.max_num_batched_tokens, max_logits_rows=options.max_num_sequences
-    )  # fmt: skip
+        return _torch_model(program, checkpoint, options, sizes), sizes
+    arena = plan(program, max_tokens=step.max_num_batched_tokens, max_logits_rows=step.max_num_sequences)
     native = compile_program(program, arena, checkpoint, threads, max_model_len=sizes.max_model_len)
-    return _C.ProgramExecutor(
-        program=native, max_seq_len=sizes.max_model_len, num_blocks=sizes.num_blocks, block_size=options.block_size,
+    executor = _C.ProgramExecutor(
+        program=native, max_seq_len=sizes.max_model_len, num_blocks=sizes.num_blocks, block_size=step.block_size,
         threads=threads,
     )  # fmt: skip
+    return executor, sizes
+
+
+def _gpu_executor(
+    program: Program, checkpoint: Checkpoint, options: EngineOptions, threads: _C.ThreadPool
+) -> tuple[_C.GpuExecutor, Sizes]:
+    """Uploads the weights first, so that what is free then can be measured and given to the KV cache."""
+    device, step = options.gpu, options.resolve_step_sizes()
+    assert device is not None
+    max_model_len = options.resolve_max_model_len(program.max_positions)
+    arena = plan(program, max_tokens=step.max_num_batched_tokens, max_logits_rows=step.max_num_sequences)
+    check_weights_fit(device, stacked_weight_bytes(program))
+    native = compile_program(
+        program, arena, checkpoint, threads, max_model_len=max_model_len, gpu_index=device.index
+    )  # fmt: skip
+    kv_bytes = options.kv_cache_bytes or default_kv_cache_bytes(
+        device, arena_bytes=arena.arena_bytes, utilization=options.gpu_memory_utilization
+    )
+    sizes = resolve_sizes(program, options, kv_bytes)
+    try:
+        executor = _C.GpuExecutor(
+            program=native, max_seq_len=sizes.max_model_len, num_blocks=sizes.num_blocks, block_size=step.block_size,
+            max_num_sequences=step.max_num_sequences, device=device.index, batch_invariant=options.batch_invariant,
+            blas_folders=blas_folders(),
+        )  # fmt: skip
+    except _C.DeviceError as error:
+        raise _C.DeviceError(f"{error}; {out_of_memory_advice(device, sizes.kv_cache_bytes)}") from error
+    return executor, sizes
 
 
 def _torch_model(program: Program, checkpoint: Checkpoint, options: EngineOptions, sizes: Sizes) -> TorchEngineModel:
@@ -105,7 +155,7 @@ def _torch_model(program: Program, checkpoint: Checkpoint, options: EngineOption
     weights = {spec.name: checkpoint.dense(spec.name) for spec in program.weights if spec.rope is None}
     device = options.device.removeprefix("torch").removeprefix(":") or "cpu"
     executor = TorchExecutor(
-        program, weights, device=device, num_blocks=sizes.num_blocks, block_size=options.block_size
+        program, weights, device=device, num_blocks=sizes.num_blocks, block_size=sizes.step.block_size
     )  # fmt: skip
     return TorchEngineModel(executor)
 
@@ -113,20 +163,23 @@ def _torch_model(program: Program, checkpoint: Checkpoint, options: EngineOption
 def _scheduler_config(options: EngineOptions, sizes: Sizes) -> _C.SchedulerConfig:
     config = _C.SchedulerConfig()
     config.num_blocks = sizes.num_blocks
-    config.block_size = options.block_size
-    config.max_num_sequences = options.max_num_sequences
-    config.max_num_batched_tokens = options.max_num_batched_tokens
+    config.block_size = sizes.step.block_size
+    config.max_num_sequences = sizes.step.max_num_sequences
+    config.max_num_batched_tokens = sizes.step.max_num_batched_tokens
     config.max_model_len = sizes.max_model_len
     config.enable_prefix_caching = options.enable_prefix_caching
     return config
 
 
 def _describe(path: Path, config: ModelConfig, options: EngineOptions, sizes: Sizes) -> str:
+    kernels = f"device={options.device!r}, isa={_C.ops.isa()}"
+    if options.gpu is not None:
+        kernels = f"device={describe_gpu(options.gpu)}, batch_invariant={options.batch_invariant}"
     return (
-        f"{str(path)!r}, {config.architecture}, dtype={sizes.dtype}, device={options.device!r}, "
-        f"isa={_C.ops.isa()}, num_threads={sizes.num_threads}, max_model_len={sizes.max_model_len}, "
-        f"kv_cache={_megabytes(sizes.kv_cache_bytes)} ({sizes.num_blocks} blocks x {options.block_size} tokens), "
-        f"max_num_sequences={options.max_num_sequences}, max_num_batched_tokens={options.max_num_batched_tokens}, "
+        f"{str(path)!r}, {config.architecture}, dtype={sizes.dtype}, {kernels}, num_threads={sizes.num_threads}, "
+        f"max_model_len={sizes.max_model_len}, kv_cache={_megabytes(sizes.kv_cache_bytes)} ({sizes.num_blocks} blocks x "
+        f"{sizes.step.block_size} tokens), max_num_sequences={sizes.step.max_num_sequences}, "
+        f"max_num_batched_tokens={sizes.step.max_num_batched_tokens}, "
         f"enable_prefix_caching={options.enable_prefix_caching}"
     )
 

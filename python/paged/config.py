@@ -3,17 +3,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
+from paged.devices import GpuDevice, parse_gpu
 from paged.machine import available_memory, num_physical_cores
 from paged.program.ir import ITEMSIZE, DType
+
+LoadFormat = Literal["auto", "dummy"]
 
 _MIB = 1 << 20
 # Without a given size the KV pool takes at most this share of the memory that is free when the engine is made, and at
 # most this much: enough for a chat or a few dozen short requests, harmless on a laptop.
 _DEFAULT_KV_SHARE = 0.25
 _DEFAULT_KV_BYTES = 4096 * _MIB
+
+
+@dataclass(frozen=True)
+class StepSizes:
+    """What one step may hold, and how the cache is cut."""
+
+    max_num_sequences: int
+    max_num_batched_tokens: int
+    block_size: int
+
+
+# What a CPU answers in reasonable time, and what it takes to keep a GPU busy.
+DEFAULT_STEP_SIZES: Mapping[Literal["cpu", "gpu"], StepSizes] = MappingProxyType(
+    {"cpu": StepSizes(64, 512, 16), "gpu": StepSizes(256, 8192, 64)}
+)
 
 
 @dataclass(frozen=True)
@@ -24,40 +44,55 @@ class EngineOptions:
     device: str = "cpu"
     num_threads: int | None = None
     kv_cache_bytes: int | None = None
+    gpu_memory_utilization: float = 0.85
     max_model_len: int | None = None
-    max_num_sequences: int = 64
-    max_num_batched_tokens: int = 512
-    block_size: int = 16
+    max_num_sequences: int | None = None
+    max_num_batched_tokens: int | None = None
+    block_size: int | None = None
     enable_prefix_caching: bool = True
+    batch_invariant: bool = False
+    load_format: LoadFormat = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.dtype != "auto" and self.dtype not in ITEMSIZE:
             raise ValueError(f"dtype must be 'auto', 'float32', 'bfloat16' or 'float16', got {self.dtype!r}")
-        if not isinstance(self.device, str) or not (
-            self.device in ("cpu", "torch") or self.device.startswith("torch:")
-        ):
-            raise ValueError(
-                f"device must be 'cpu', or 'torch' or 'torch:<device>' for the torch backend, got {self.device!r}; "
-                "this build of paged has no GPU kernels of its own"
-            )
+        if self.load_format not in ("auto", "dummy"):
+            raise ValueError(f"load_format must be 'auto' or 'dummy', got {self.load_format!r}")
+        _check_device(self.device)
         _check_count("num_threads", self.num_threads, 1, 1024)
         _check_count("kv_cache_bytes", self.kv_cache_bytes, 1, 1 << 50)
+        _check_share("gpu_memory_utilization", self.gpu_memory_utilization)
         _check_count("max_model_len", self.max_model_len, 2, 1 << 30)
         _check_count("max_num_sequences", self.max_num_sequences, 1, 65536)
         _check_count("max_num_batched_tokens", self.max_num_batched_tokens, 1, 1 << 20)
         _check_count("block_size", self.block_size, 1, 256)
-        if self.block_size & (self.block_size - 1):
+        if self.block_size is not None and self.block_size & (self.block_size - 1):
             raise ValueError(f"block_size must be a power of two from 1 to 256, got {self.block_size}")
-        if not isinstance(self.enable_prefix_caching, bool):
-            raise TypeError(f"enable_prefix_caching must be True or False, got {self.enable_prefix_caching!r}")
+        _check_flag("enable_prefix_caching", self.enable_prefix_caching)
+        _check_flag("batch_invariant", self.batch_invariant)
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise TypeError(f"seed must be an integer, got {self.seed!r}")
-        if self.max_num_batched_tokens < self.max_num_sequences:
+        step = self.resolve_step_sizes()
+        if step.max_num_batched_tokens < step.max_num_sequences:
             raise ValueError(
-                f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_sequences "
-                f"({self.max_num_sequences}): every running sequence gets a token per step"
+                f"max_num_batched_tokens ({step.max_num_batched_tokens}) must be at least max_num_sequences "
+                f"({step.max_num_sequences}): every running sequence gets a token per step"
             )
+
+    @property
+    def gpu(self) -> GpuDevice | None:
+        """The GPU that was asked for, if it is one."""
+        return parse_gpu(self.device)
+
+    def resolve_step_sizes(self) -> StepSizes:
+        """What was asked for, else what suits the kind of device."""
+        default = DEFAULT_STEP_SIZES["gpu" if self.gpu else "cpu"]
+        return StepSizes(
+            self.max_num_sequences or default.max_num_sequences,
+            self.max_num_batched_tokens or default.max_num_batched_tokens,
+            self.block_size or default.block_size,
+        )
 
     def resolve_dtype(self, checkpoint_dtype: DType) -> DType:
         """The dtype of activations and KV cache: what was asked for, else the checkpoint's own."""
@@ -73,20 +108,34 @@ class EngineOptions:
             raise ValueError(f"max_model_len is {self.max_model_len}, but this model has {max_positions} positions")
         return self.max_model_len
 
-    def resolve_num_blocks(self, bytes_per_token: int, max_model_len: int) -> int:
-        """Blocks of the KV pool: from kv_cache_bytes, else as many as can be used, within the default bounds."""
-        bytes_per_block = bytes_per_token * self.block_size
-        blocks_per_sequence = -(-max_model_len // self.block_size)
+    def resolve_num_blocks(self, bytes_per_token: int, max_model_len: int, default_bytes: int | None = None) -> int:
+        """Blocks of the KV pool: from kv_cache_bytes, else as many as can be used within `default_bytes` (None: within
+        the bounds for the host's memory)."""
+        step = self.resolve_step_sizes()
+        bytes_per_block = bytes_per_token * step.block_size
+        blocks_per_sequence = -(-max_model_len // step.block_size)
         if self.kv_cache_bytes is None:
-            bound = min(_DEFAULT_KV_BYTES, int(available_memory() * _DEFAULT_KV_SHARE))
-            return max(1, min(bound // bytes_per_block, self.max_num_sequences * blocks_per_sequence))
+            if default_bytes is None:
+                default_bytes = min(_DEFAULT_KV_BYTES, int(available_memory() * _DEFAULT_KV_SHARE))
+            return max(1, min(default_bytes // bytes_per_block, step.max_num_sequences * blocks_per_sequence))
         num_blocks = self.kv_cache_bytes // bytes_per_block
         if num_blocks < 1:
             raise ValueError(
                 f"kv_cache_bytes={self.kv_cache_bytes} holds no block: one takes {bytes_per_block} bytes "
-                f"({self.block_size} tokens of {bytes_per_token} bytes)"
+                f"({step.block_size} tokens of {bytes_per_token} bytes)"
             )
         return num_blocks
+
+
+def _check_device(device: object) -> None:
+    if isinstance(device, str) and (
+        device in ("cpu", "torch") or device.startswith("torch:") or parse_gpu(device) is not None
+    ):
+        return
+    raise ValueError(
+        "device must be 'cpu', 'cuda' or 'cuda:<index>', 'hip' or 'hip:<index>', or 'torch' or 'torch:<device>' for the "
+        f"torch backend, got {device!r}"
+    )
 
 
 def _check_count(name: str, value: int | None, low: int, high: int) -> None:
@@ -96,3 +145,15 @@ def _check_count(name: str, value: int | None, low: int, high: int) -> None:
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if not low <= value <= high:
         raise ValueError(f"{name} must be in [{low}, {high}], got {value}")
+
+
+def _check_share(name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not 0.0 < value <= 1.0:
+        raise ValueError(f"{name} must be in (0, 1], got {value}")
+
+
+def _check_flag(name: str, value: bool) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from paged import _C
-from paged.config import EngineOptions
+from paged.config import EngineOptions, LoadFormat
 from paged.outputs import Completion, Timings
 from paged.sampling import SamplingParams
 from paged.stream import Stream
@@ -35,14 +35,20 @@ class LLM:
         model: a short name (`paged pull --list`), a `.gguf` file, a Hugging Face folder, or a Hub id "org/name".
         dtype: of activations and KV cache: "float32", "bfloat16", "float16", or "auto": the checkpoint's own
             (float32 for quantised GGUF files).
-        device: "cpu", or "torch" / "torch:<device>" to run the same program with torch on any of its devices.
+        device: "cpu"; "cuda" or "hip", with ":<index>" for another than the first GPU, in a build with that backend; or
+            "torch" / "torch:<device>" to run the same program with torch on any of its devices.
         num_threads: threads of the CPU backend; None: the physical cores this process may use.
-        kv_cache_bytes: size of the KV pool; None: what can be used, at most a quarter of the free memory and 4 GiB.
+        kv_cache_bytes: size of the KV pool; None: what can be used, at most a quarter of the free memory and 4 GiB,
+            or on a GPU `gpu_memory_utilization` of what is free when the weights are there.
+        gpu_memory_utilization: share of the GPU's free memory for the KV pool, in (0, 1], if kv_cache_bytes is None.
         max_model_len: longest sequence, prompt and answer together; None: the model's own.
-        max_num_sequences: sequences that run at once.
-        max_num_batched_tokens: tokens of one step; longer prompts are computed in chunks.
-        block_size: tokens of a KV block, a power of two up to 256.
+        max_num_sequences: sequences that run at once; None: 64, on a GPU 256.
+        max_num_batched_tokens: tokens of one step; longer prompts are computed in chunks. None: 512, on a GPU 8192.
+        block_size: tokens of a KV block, a power of two up to 256; None: 16, on a GPU 64.
         enable_prefix_caching: keep computed blocks and reuse them for prompts with the same beginning.
+        batch_invariant: on a GPU, also matrix products give a row the same bits whatever the batch; everything else
+            does so always, and the CPU backend altogether.
+        load_format: "auto", or "dummy" for random weights where only a config.json is there (benchmarks, planning).
         seed: where requests without a seed of their own get theirs from.
 
     Raises:
@@ -57,11 +63,14 @@ class LLM:
         device: str = "cpu",
         num_threads: int | None = None,
         kv_cache_bytes: int | None = None,
+        gpu_memory_utilization: float = 0.85,
         max_model_len: int | None = None,
-        max_num_sequences: int = 64,
-        max_num_batched_tokens: int = 512,
-        block_size: int = 16,
+        max_num_sequences: int | None = None,
+        max_num_batched_tokens: int | None = None,
+        block_size: int | None = None,
         enable_prefix_caching: bool = True,
+        batch_invariant: bool = False,
+        load_format: LoadFormat = "auto",
         seed: int = 0,
     ) -> None:
         from paged.assembly import assemble
@@ -69,9 +78,10 @@ class LLM:
         self._engine: _C.Engine | None = None
         options = EngineOptions(
             dtype=dtype, device=device, num_threads=num_threads, kv_cache_bytes=kv_cache_bytes,
-            max_model_len=max_model_len, max_num_sequences=max_num_sequences,
+            gpu_memory_utilization=gpu_memory_utilization, max_model_len=max_model_len, max_num_sequences=max_num_sequences,
             max_num_batched_tokens=max_num_batched_tokens, block_size=block_size,
-            enable_prefix_caching=enable_prefix_caching, seed=seed,
+            enable_prefix_caching=enable_prefix_caching, batch_invariant=batch_invariant, load_format=load_format,
+            seed=seed,
         )  # fmt: skip
         parts = assemble(model, options)
         self._engine = parts.engine

@@ -6,10 +6,13 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 #include "gpu/device_error.h"
 
 namespace paged::gpu {
+
+std::string_view runtime_name();  // "cuda", "hip", "emulation", or "none" in a build without a GPU backend
 
 // 0 without a driver; reason then says why.
 int num_devices(std::string* reason = nullptr);
@@ -22,7 +25,20 @@ struct DeviceProperties {
 };
 DeviceProperties device_properties(int device);
 std::int64_t free_bytes(int device);
-void use_device(int device);  // of the calling thread
+int current_device();  // of the calling thread
+void use_device(int device);
+
+// Makes a device the calling thread's current one for as long as it lives: what is current belongs to the application.
+class UseDevice {
+ public:
+  explicit UseDevice(int device) : previous_(current_device()) { use_device(device); }
+  UseDevice(const UseDevice&) = delete;
+  UseDevice& operator=(const UseDevice&) = delete;
+  ~UseDevice();
+
+ private:
+  int previous_;
+};
 
 // Owns device memory. Throws DeviceError with the sizes when there is not enough.
 class DeviceBuffer {

@@ -10,8 +10,9 @@
 #include "gpu/device_error.h"
 
 #define GPU_API(name) hip##name
-#define GPU_DYN_SHARED(type, name)                                      \
-  extern __shared__ __align__(1024) unsigned char gpu_dynamic_shared[]; \
+// As much as the widest access; more would only leave a gap after the static part.
+#define GPU_DYN_SHARED(type, name)                                    \
+  extern __shared__ __align__(16) unsigned char gpu_dynamic_shared[]; \
   type* name = reinterpret_cast<type*>(gpu_dynamic_shared)
 
 namespace paged::gpu {
@@ -68,7 +69,13 @@ __host__ __device__ inline std::uint16_t float_to_half(float value) {
   return __builtin_bit_cast(std::uint16_t, static_cast<_Float16>(value));
 }
 __host__ __device__ inline std::uint16_t float_to_bfloat(float value) {
+#ifdef __HIP_DEVICE_COMPILE__
   return __builtin_bit_cast(std::uint16_t, static_cast<__bf16>(value));
+#else  // a __bf16 would need a function that libgcc has from version 13 only
+  const std::uint32_t bits = float_to_bits(value);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<std::uint16_t>(bits >> 16 | 0x40);
+  return static_cast<std::uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+#endif
 }
 
 template <class... Params, class... Args>

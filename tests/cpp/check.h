@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The tests' own harness: TEST(name) { ... } registers a case, a failing CHECK throws and so ends its case, main.cpp
-// runs all cases (or those whose name contains its argument). No library, so the tests build wherever the core does.
+// The tests' own harness: TEST(name) { ... } registers a case, a failing CHECK throws and so ends its case, run_cases.h
+// runs them. No library, so the tests build wherever the core does.
 #pragma once
 
 #include <sstream>

@@ -1,13 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// An engine without a model: runs a Scheduler's steps against a pool in which every slot holds a fingerprint of the
-// whole prefix up to its token, salt included, as real keys and values do. After each step every position that any
-// scheduled sequence attends must hold exactly its own fingerprint, and the token "sampled" is read from the pool, so a
-// wrong slot, a wrong hit, a lost copy or a block freed too early shows at once.
+// An engine without a model: a Scheduler, a FakeDevice that runs its steps late, and a naive model of what every plan,
+// batch and event must be.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
-#include <functional>
+#include <deque>
 #include <map>
 #include <set>
 #include <string>
@@ -16,20 +14,9 @@
 
 #include "check.h"
 #include "core/scheduler.h"
+#include "core_fake_device.h"
 
 namespace paged::test {
-
-inline std::uint64_t mix(std::uint64_t state, std::uint64_t value) {
-  state = (state ^ value) * 0xD6E8FEB86659FD93;
-  return state ^ (state >> 32);
-}
-
-inline std::uint64_t salt_fingerprint(const std::string& salt) { return mix(1, std::hash<std::string>{}(salt)); }
-
-// Sequences whose ids agree modulo 2 sample alike, so that some of them write equal blocks and others part ways.
-inline TokenId next_token(std::uint64_t fingerprint, SequenceId id) {
-  return static_cast<TokenId>((mix(fingerprint, id % 2) >> 7) % 3);
-}
 
 class Simulation {
  public:
@@ -45,39 +32,60 @@ class Simulation {
   };
 
   explicit Simulation(const SchedulerConfig& config, BlockHash hash = hash_block)
-      : scheduler(config, hash),
-        config_(config),
-        pool_(static_cast<std::size_t>(config.num_blocks) * static_cast<std::size_t>(config.block_size)) {}
+      : scheduler(config, hash), device(config), config_(config) {}
 
   void add(const SequenceSpec& spec) {
     scheduler.add(spec);
     living[spec.id] = {spec.prompt, spec.prompt.size(), spec.stop, spec.cache_salt};
+    device.futures.emplace(spec.id, Future(spec.id, spec.prompt, spec.cache_salt));
   }
   void fork(SequenceId parent, SequenceId child) {
     CHECK(scheduler.fork(parent, child));
-    living[child] = living.at(parent);
+    const Living& source = living.at(parent);
+    device.futures.emplace(child, Future(child, source.tokens, source.salt));
+    living[child] = source;
   }
   void remove(SequenceId id) {
     CHECK(scheduler.remove(id));
     CHECK(!scheduler.remove(id), "removed twice");
+    CHECK(!scheduler.fork(id, ~id), "an ended sequence was forked");
     living.erase(id);
+    check();
   }
 
-  // remove_in_flight: cancelled after schedule() and before commit(), if it lives.
-  void step(SequenceId remove_in_flight = ~SequenceId{0}) {
+  bool can_launch() const { return std::ssize(in_flight_) < config_.max_steps_in_flight; }
+  bool can_commit() const { return !in_flight_.empty(); }
+
+  // False if there is nothing to launch.
+  bool launch() {
+    const std::int64_t num_preemptions = scheduler.num_preemptions();
     const StepPlan& plan = scheduler.schedule();
     check_plan(plan);
+    if (can_commit()) CHECK_EQ(scheduler.num_preemptions(), num_preemptions, "preempted under a step in flight");
+    if (plan.sequences.empty()) return false;
     const StepBatch& batch = scheduler.build_batch(plan);
-    copy_blocks(plan.block_copies);
-    write(plan, batch);
-    std::vector<TokenId> sampled = attend_and_sample(plan, batch);
-    if (living.contains(remove_in_flight)) remove(remove_in_flight);
-    scheduler.check_integrity();
+    check_batch(plan, batch);
+    device.launch(plan, batch);
+    in_flight_.push_back(&plan);
+    check();
+    return true;
+  }
+
+  void commit() {
+    const StepPlan& plan = *in_flight_.front();
     std::vector<TokenEvent> events;
-    scheduler.commit(plan, sampled, events);
+    scheduler.commit(plan, device.run(), events);
+    in_flight_.pop_front();
     for (const TokenEvent& event : events) apply(event);
-    CHECK_EQ(scheduler.has_work(), !living.empty());
-    scheduler.check_integrity();
+    check();
+  }
+
+  // Launches what it can, then commits one. remove_in_flight: cancelled in between, if it lives.
+  void step(SequenceId remove_in_flight = ~SequenceId{0}) {
+    while (can_launch() && launch()) {
+    }
+    if (living.contains(remove_in_flight)) remove(remove_in_flight);
+    if (can_commit()) commit();
   }
 
   void run(std::int64_t max_steps = 100000) {
@@ -87,104 +95,113 @@ class Simulation {
   // What the sequence must become, worked out from its prompt alone.
   Finished expected(const SequenceSpec& spec) const {
     Finished result{spec.prompt, FinishReason::kNone};
-    std::uint64_t state = salt_fingerprint(spec.cache_salt);
-    for (const TokenId token : spec.prompt) state = mix(state, static_cast<std::uint64_t>(token));
+    Future future(spec.id, spec.prompt, spec.cache_salt);
     while (result.reason == FinishReason::kNone) {
-      const TokenId token = next_token(state, spec.id);
-      result.tokens.push_back(token);
-      state = mix(state, static_cast<std::uint64_t>(token));
-      result.reason = finish_reason({result.tokens, spec.prompt.size(), spec.stop, ""}, token);
+      result.tokens.push_back(future.token(result.tokens.size()));
+      result.reason = finish_reason({result.tokens, spec.prompt.size(), spec.stop, ""}, result.tokens.back());
     }
     return result;
   }
 
   Scheduler scheduler;
+  FakeDevice device;
   std::map<SequenceId, Living> living;
   std::map<SequenceId, Finished> finished;
-  std::int64_t num_blocks_copied = 0;
 
  private:
+  std::int64_t max_num_tokens(const Living& sequence) const {
+    const std::int64_t capacity = std::int64_t{config_.num_blocks} * config_.block_size;
+    return std::min({std::int64_t{sequence.stop.max_total_tokens}, std::int64_t{config_.max_model_len}, capacity});
+  }
+
   FinishReason finish_reason(const Living& sequence, TokenId token) const {
     const auto& ids = sequence.stop.stop_token_ids;
     const auto num_tokens = static_cast<std::int64_t>(sequence.tokens.size());
     const std::int64_t num_generated = num_tokens - static_cast<std::int64_t>(sequence.num_prompt_tokens);
     if (num_generated >= sequence.stop.min_tokens && std::find(ids.begin(), ids.end(), token) != ids.end())
       return FinishReason::kStop;
-    const std::int64_t capacity = std::int64_t{config_.num_blocks} * config_.block_size;
-    const std::int64_t end =
-        std::min({std::int64_t{sequence.stop.max_total_tokens}, std::int64_t{config_.max_model_len}, capacity});
-    return num_tokens >= end ? FinishReason::kLength : FinishReason::kNone;
+    return num_tokens >= max_num_tokens(sequence) ? FinishReason::kLength : FinishReason::kNone;
   }
 
-  void check_plan(const StepPlan& plan) const {
+  // Its tokens, those included that steps in flight sample.
+  std::int64_t num_tokens_after_flight(SequenceId id) const {
+    std::int64_t num_tokens = std::ssize(living.at(id).tokens);
+    for (const StepPlan* plan : in_flight_)
+      for (const ScheduledSequence& scheduled : plan->sequences)
+        if (scheduled.id == id && scheduled.samples) ++num_tokens;
+    return num_tokens;
+  }
+
+  void check() const {
+    scheduler.check_integrity();
+    CHECK_EQ(scheduler.has_work(), !living.empty() || can_commit());
+    CHECK_EQ(std::ptrdiff_t{scheduler.num_steps_in_flight()}, std::ssize(in_flight_));
+    device.for_each_block_in_flight([&](BlockId block) {
+      CHECK(scheduler.blocks().num_references(block) > 0, "block ", block, " is free under a step in flight");
+    });
+  }
+
+  void check_plan(const StepPlan& plan) {
     CHECK(plan.num_tokens <= config_.max_num_batched_tokens, plan.num_tokens);
     CHECK(std::ssize(plan.sequences) <= config_.max_num_sequences);
-    CHECK_EQ(plan.sequences.empty(), living.empty());
-    CHECK_EQ(std::ssize(plan.sequences), std::ptrdiff_t{scheduler.num_running()}, "a running sequence stands still");
+    if (plan.sequences.empty()) CHECK(living.empty() || can_commit(), "nobody advances");
+    if (!can_commit()) someone_stood_still_ = false;
+    if (someone_stood_still_) CHECK(plan.sequences.empty(), "goes on over the heads of those that found no block");
     std::int32_t num_tokens = 0;
     std::set<SequenceId> seen;
     for (const ScheduledSequence& scheduled : plan.sequences) {
       CHECK(scheduled.num_scheduled_tokens > 0);
       CHECK(seen.insert(scheduled.id).second);
+      CHECK(living.contains(scheduled.id), "an ended sequence is scheduled");
       num_tokens += scheduled.num_scheduled_tokens;
     }
     CHECK_EQ(num_tokens, plan.num_tokens);
-  }
-
-  // Backwards: the order must not matter.
-  void copy_blocks(const BlockCopies& copies) {
-    const std::set<BlockId> destinations(copies.destinations.begin(), copies.destinations.end());
-    CHECK_EQ(destinations.size(), copies.sources.size());
-    for (std::size_t i = copies.sources.size(); i-- > 0;) {
-      CHECK(!destinations.contains(copies.sources[i]), "a block is source and destination");
-      for (std::int32_t offset = 0; offset < config_.block_size; ++offset)
-        slot(copies.destinations[i], offset) = slot(copies.sources[i], offset);
+    for (const auto& [id, sequence] : living) {
+      if (scheduler.find(id)->status != SequenceStatus::kRunning) continue;
+      const bool may_end = num_tokens_after_flight(id) >= max_num_tokens(sequence);
+      CHECK(!may_end || !seen.contains(id), "sequence ", id, " goes on past its end");
+      if (may_end || seen.contains(id)) continue;
+      CHECK(can_commit(), "running sequence ", id, " stands still");
+      someone_stood_still_ = true;
     }
-    num_blocks_copied += std::ssize(copies.sources);
   }
 
-  void write(const StepPlan& plan, const StepBatch& batch) {
+  void check_batch(const StepPlan& plan, const StepBatch& batch) const {
     CHECK_EQ(batch.num_tokens, plan.num_tokens);
     CHECK_EQ(std::ptrdiff_t{batch.num_sequences}, std::ssize(plan.sequences));
     CHECK_EQ(batch.query_start[0], 0);
-    std::set<std::int32_t> slots;
+    std::size_t num_sampled = 0;
+    std::int32_t num_decodes = 0;
     for (std::size_t i = 0; i < plan.sequences.size(); ++i) {
-      const Living& sequence = living.at(plan.sequences[i].id);
-      std::int32_t position = plan.sequences[i].num_computed_tokens;
-      std::uint64_t state = salt_fingerprint(sequence.salt);
-      for (std::int32_t p = 0; p < position; ++p) state = mix(state, token_at(sequence, p));
-      for (std::int32_t token = batch.query_start[i]; token < batch.query_start[i + 1]; ++token, ++position) {
-        const auto t = static_cast<std::size_t>(token);
-        CHECK_EQ(batch.positions[t], position);
-        CHECK_EQ(static_cast<std::uint64_t>(batch.token_ids[t]), token_at(sequence, position));
-        CHECK(slots.insert(batch.slot_mapping[t]).second, "two tokens write slot ", batch.slot_mapping[t]);
-        state = mix(state, token_at(sequence, position));
-        pool_.at(static_cast<std::size_t>(batch.slot_mapping[t])) = state;
-      }
-      CHECK_EQ(position, batch.seq_lens[i]);
+      const ScheduledSequence& scheduled = plan.sequences[i];
+      const Living& sequence = living.at(scheduled.id);
+      check_tokens(scheduled, batch, batch.query_start[i]);
+      CHECK_EQ(batch.query_start[i + 1] - batch.query_start[i], scheduled.num_scheduled_tokens);
+      CHECK_EQ(batch.seq_lens[i], scheduled.sampled_position());
+      CHECK_EQ(batch.block_table_rows[i], scheduled.row);
+      const bool is_decode = std::cmp_greater_equal(scheduled.num_computed_tokens, sequence.num_prompt_tokens);
+      CHECK_EQ(batch.is_decode[i], is_decode ? 1 : 0);
+      num_decodes += batch.is_decode[i];
+      if (!is_decode) CHECK(std::cmp_less_equal(batch.seq_lens[i], sequence.num_prompt_tokens), "mixes two kernels");
+      CHECK_EQ(scheduled.samples, std::cmp_equal(batch.seq_lens[i], num_tokens_after_flight(scheduled.id)));
+      if (!scheduled.samples) continue;
+      CHECK_EQ(batch.sampled_table_rows[num_sampled], scheduled.row);
+      CHECK_EQ(batch.logits_rows[num_sampled++], batch.query_start[i + 1] - 1);
     }
+    CHECK_EQ(batch.num_decodes, num_decodes);
+    CHECK_EQ(static_cast<std::size_t>(batch.num_logits_rows), num_sampled);
   }
 
-  std::vector<TokenId> attend_and_sample(const StepPlan& plan, const StepBatch& batch) const {
-    std::vector<TokenId> sampled;
-    for (std::size_t i = 0; i < plan.sequences.size(); ++i) {
-      const Living& sequence = living.at(plan.sequences[i].id);
-      const auto row = static_cast<std::ptrdiff_t>(batch.block_table_rows[i]) * batch.block_table_stride;
-      std::uint64_t state = salt_fingerprint(sequence.salt);
-      std::uint64_t attended = 0;
-      for (std::int32_t p = 0; p < batch.seq_lens[i]; ++p) {
-        state = mix(state, token_at(sequence, p));
-        const BlockId block = batch.block_tables.at(static_cast<std::size_t>(row + p / config_.block_size));
-        attended = slot(block, p % config_.block_size);
-        CHECK_EQ(attended, state, "sequence ", plan.sequences[i].id, " at position ", p);
-      }
-      CHECK_EQ(plan.sequences[i].samples, std::cmp_equal(batch.seq_lens[i], sequence.tokens.size()));
-      if (!plan.sequences[i].samples) continue;
-      CHECK_EQ(batch.logits_rows[sampled.size()], batch.query_start[i + 1] - 1);
-      sampled.push_back(next_token(attended, plan.sequences[i].id));
+  void check_tokens(const ScheduledSequence& scheduled, const StepBatch& batch, std::int32_t first) const {
+    const Living& sequence = living.at(scheduled.id);
+    for (std::int32_t i = 0; i < scheduled.num_scheduled_tokens; ++i) {
+      const auto t = static_cast<std::size_t>(first + i);
+      const std::int32_t position = scheduled.num_computed_tokens + i;
+      const bool is_known = std::cmp_less(position, sequence.tokens.size());
+      CHECK_EQ(batch.positions[t], position);
+      CHECK_EQ(batch.token_ids[t], is_known ? sequence.tokens[static_cast<std::size_t>(position)] : -1 - scheduled.row);
+      CHECK(!scheduler.blocks().cache().contains(batch.slot_mapping[t] / config_.block_size), "writes a cached block");
     }
-    CHECK_EQ(std::ptrdiff_t{batch.num_logits_rows}, std::ssize(sampled));
-    return sampled;
   }
 
   void apply(const TokenEvent& event) {
@@ -198,18 +215,9 @@ class Simulation {
     living.erase(position);
   }
 
-  static std::uint64_t token_at(const Living& sequence, std::int32_t position) {
-    return static_cast<std::uint64_t>(sequence.tokens.at(static_cast<std::size_t>(position)));
-  }
-  std::uint64_t& slot(BlockId block, std::int32_t offset) {
-    return pool_.at(static_cast<std::size_t>(block * config_.block_size + offset));
-  }
-  std::uint64_t slot(BlockId block, std::int32_t offset) const {
-    return pool_.at(static_cast<std::size_t>(block * config_.block_size + offset));
-  }
-
   SchedulerConfig config_;
-  std::vector<std::uint64_t> pool_;  // [num_blocks * block_size]
+  std::deque<const StepPlan*> in_flight_;  // the oldest first
+  bool someone_stood_still_ = false;  // for want of a block, since when no step may be scheduled until all are done
 };
 
 }  // namespace paged::test

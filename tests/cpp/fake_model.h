@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // A model whose next token is a hash of all tokens before it, read back through the block tables from a pool that holds
-// token ids where a real one holds keys and values. Any mistake of paging changes its output.
+// token ids where a real one holds keys and values. Any mistake of paging changes its output. Like a device it runs a
+// launched step late, when it is awaited, on its own copies of the batch, of the block tables and of the last samples.
 #pragma once
 
-#include <atomic>
+#include <algorithm>
 #include <cstdint>
-#include <limits>
+#include <deque>
 #include <span>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include "core/types.h"
@@ -31,49 +33,93 @@ inline std::vector<TokenId> fake_completion(std::vector<TokenId> tokens, std::si
 
 class FakeModel final : public Executor {
  public:
-  FakeModel(std::int32_t num_blocks, std::int32_t block_size)
-      : block_size_(block_size), slots_(static_cast<std::size_t>(num_blocks * block_size), -1) {}
+  FakeModel(std::int32_t num_blocks, std::int32_t block_size, std::int32_t max_steps_in_flight = 1)
+      : block_size_(block_size),
+        max_steps_in_flight_(max_steps_in_flight),
+        slots_(static_cast<std::size_t>(num_blocks * block_size), -1) {}
 
   TokenId poison_token = -1;  // a sequence whose last token is this gets logits of NaN
-  TokenId fatal_token = -1;   // a batch that holds this makes run() throw
+  TokenId fatal_token = -1;   // a batch that holds this makes wait() throw
 
   std::int32_t vocab_size() const override { return kFakeVocab; }
+  std::int32_t max_steps_in_flight() const override { return max_steps_in_flight_; }
 
-  void copy_blocks(std::span<const std::int32_t> source, std::span<const std::int32_t> destination) override {
-    for (std::size_t i = 0; i < source.size(); ++i)
-      for (std::int32_t offset = 0; offset < block_size_; ++offset)
-        slot(destination[i] * block_size_ + offset) = slot(source[i] * block_size_ + offset);
-  }
-
-  const float* run(const BatchView& batch) override {
-    for (std::int32_t t = 0; t < batch.num_tokens; ++t) {
-      if (batch.token_ids[t] == fatal_token) throw std::runtime_error("the fake model met its fatal token");
-      slot(batch.slot_mapping[t]) = batch.token_ids[t];
-    }
-    logits_.assign(static_cast<std::size_t>(batch.num_logits_rows * kFakeVocab), 0.0f);
+  void launch(const StepInput& step) override {
+    if (std::ssize(steps_) == max_steps_in_flight_) throw std::logic_error("too many steps in flight");
+    const BatchView& batch = step.batch;
+    Step copy;
+    copy.stride = batch.block_table_stride;
+    for (const std::int32_t entry : step.changed_table_entries)
+      copy.changes.emplace_back(entry, batch.block_tables[entry]);
+    copy.copy_sources.assign(step.copy_sources.begin(), step.copy_sources.end());
+    copy.copy_destinations.assign(step.copy_destinations.begin(), step.copy_destinations.end());
+    copy.token_ids.assign(batch.token_ids, batch.token_ids + batch.num_tokens);
+    copy.slot_mapping.assign(batch.slot_mapping, batch.slot_mapping + batch.num_tokens);
     for (std::int32_t row = 0, s = 0; row < batch.num_logits_rows; ++row) {
       while (batch.query_start[s + 1] <= batch.logits_rows[row]) ++s;
-      write_logits(batch, s, logits_.data() + row * kFakeVocab);
+      copy.samples.push_back({batch.sampled_table_rows[row], batch.seq_lens[s]});
     }
-    return logits_.data();
+    steps_.push_back(std::move(copy));
+  }
+
+  std::span<const std::int32_t> wait() override {
+    const Step step = std::move(steps_.front());
+    steps_.pop_front();
+    for (const auto& [entry, block] : step.changes) at(block_tables_, entry) = block;
+    for (std::size_t i = 0; i < step.copy_sources.size(); ++i)
+      for (std::int32_t offset = 0; offset < block_size_; ++offset)
+        slot(step.copy_destinations[i] * block_size_ + offset) = slot(step.copy_sources[i] * block_size_ + offset);
+    for (std::size_t t = 0; t < step.token_ids.size(); ++t) {
+      const TokenId token = step.token_ids[t];
+      if (token >= 0 && token == fatal_token) throw std::runtime_error("the fake model met its fatal token");
+      slot(step.slot_mapping[t]) = token < 0 ? at(last_sampled_, -1 - token) : token;
+    }
+    sampled_.clear();
+    for (const Sample& each : step.samples) {
+      sampled_.push_back(sample(each, step.stride));
+      at(last_sampled_, each.table_row) = sampled_.back();
+    }
+    return sampled_;
   }
 
  private:
-  TokenId& slot(std::int32_t index) { return slots_[static_cast<std::size_t>(index)]; }
+  struct Sample {
+    std::int32_t table_row;
+    std::int32_t seq_len;
+  };
+  struct Step {
+    std::int32_t stride = 0;
+    std::vector<std::pair<std::int32_t, std::int32_t>> changes;  // entry of the block tables and its new value
+    std::vector<std::int32_t> copy_sources;
+    std::vector<std::int32_t> copy_destinations;
+    std::vector<TokenId> token_ids;
+    std::vector<std::int32_t> slot_mapping;
+    std::vector<Sample> samples;
+  };
 
-  void write_logits(const BatchView& batch, std::int32_t sequence, float* logits) {
-    const std::int32_t* block_table = batch.block_table(sequence);
+  // Grows as a step needs it: only the batch knows the limits.
+  static std::int32_t& at(std::vector<std::int32_t>& values, std::int32_t index) {
+    const auto i = static_cast<std::size_t>(index);
+    if (i >= values.size()) values.resize(i + 1, -1);
+    return values[i];
+  }
+  TokenId& slot(std::int32_t index) { return slots_.at(static_cast<std::size_t>(index)); }
+
+  TokenId sample(const Sample& each, std::int32_t stride) {
     std::vector<TokenId> tokens;
-    for (std::int32_t p = 0; p < batch.seq_lens[sequence]; ++p)
-      tokens.push_back(slot(block_table[p / block_size_] * block_size_ + p % block_size_));
-    logits[fake_next_token(tokens)] = 1.0f;
-    if (tokens.back() != poison_token) return;
-    for (std::int32_t i = 0; i < kFakeVocab; ++i) logits[i] = std::numeric_limits<float>::quiet_NaN();
+    for (std::int32_t p = 0; p < each.seq_len; ++p)
+      tokens.push_back(
+          slot(at(block_tables_, each.table_row * stride + p / block_size_) * block_size_ + p % block_size_));
+    return tokens.back() == poison_token ? -1 : fake_next_token(tokens);
   }
 
   std::int32_t block_size_;
+  std::int32_t max_steps_in_flight_;
   std::vector<TokenId> slots_;
-  std::vector<float> logits_;
+  std::vector<std::int32_t> block_tables_;  // [rows, stride]
+  std::vector<TokenId> last_sampled_;       // by row of the block tables
+  std::deque<Step> steps_;                  // launched and not yet awaited, the oldest first
+  std::vector<TokenId> sampled_;
 };
 
 }  // namespace paged::test

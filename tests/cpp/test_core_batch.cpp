@@ -53,6 +53,69 @@ TEST(mixes_prefill_chunks_and_decodes) {
   CHECK_EQ(commit_all(scheduler, second, 15).size(), 2u);
 }
 
+TEST(a_step_ahead_feeds_the_pending_token_by_its_row) {
+  Scheduler scheduler({.num_blocks = 16,
+                       .block_size = 4,
+                       .max_num_sequences = 4,
+                       .max_num_batched_tokens = 8,
+                       .max_model_len = 32,
+                       .max_steps_in_flight = 2});
+  scheduler.add({.id = 1, .prompt = {10, 11, 12}});
+  scheduler.add({.id = 2, .prompt = {20, 21, 22, 23}});
+  const StepPlan& first = scheduler.schedule();
+  const StepBatch& batch = scheduler.build_batch(first);
+  CHECK(head(batch.changed_table_entries, 2) == (std::vector<std::int32_t>{0, 8}));
+  CHECK(head(batch.is_decode, 2) == (std::vector<std::int32_t>{0, 0}));
+
+  const StepPlan& second = scheduler.schedule();
+  scheduler.build_batch(second);
+  CHECK(&first != &second);
+  CHECK(head(batch.token_ids, 2) == (std::vector<std::int32_t>{-1, -2}));
+  CHECK(head(batch.positions, 2) == (std::vector<std::int32_t>{3, 4}));
+  CHECK(head(batch.slot_mapping, 2) == (std::vector<std::int32_t>{3, 8}));
+  CHECK(batch.changed_table_entries == (std::vector<std::int32_t>{9}));
+  CHECK(head(batch.is_decode, 2) == (std::vector<std::int32_t>{1, 1}));
+  CHECK(head(batch.sampled_table_rows, 2) == (std::vector<std::int32_t>{0, 1}));
+
+  CHECK_EQ(commit_all(scheduler, first, 5).size(), 2u);
+  scheduler.remove(2);
+  const StepPlan& third = scheduler.schedule();
+  scheduler.build_batch(third);
+  CHECK_EQ(batch.num_tokens, 1);
+  CHECK_EQ(batch.token_ids[0], -1);
+  CHECK_EQ(commit_all(scheduler, second, 6).size(), 1u, "nothing of the sequence removed");
+  CHECK_EQ(commit_all(scheduler, third, 7).size(), 1u);
+  CHECK((scheduler.find(1)->tokens == std::vector<TokenId>{10, 11, 12, 5, 6, 7}));
+}
+
+// A preempted sequence computes its generated tokens again apart from its prompt, through the kernel they came from.
+TEST(no_chunk_mixes_prompt_and_generated_tokens) {
+  Scheduler scheduler({.num_blocks = 4,
+                       .block_size = 4,
+                       .max_num_sequences = 2,
+                       .max_num_batched_tokens = 16,
+                       .max_model_len = 16,
+                       .enable_prefix_caching = false});
+  scheduler.add({.id = 1, .prompt = {1, 1, 1}, .stop = {.max_total_tokens = 11}});
+  scheduler.add({.id = 2, .prompt = {2, 2, 2}, .stop = {.max_total_tokens = 10}});
+  while (scheduler.find(1) != nullptr) commit_all(scheduler, scheduler.schedule(), 9);
+  CHECK_EQ(scheduler.num_preemptions(), 1);
+  CHECK_EQ(scheduler.find(2)->num_tokens(), 9);
+
+  const StepPlan& prompt = scheduler.schedule();
+  const StepBatch& batch = scheduler.build_batch(prompt);
+  CHECK_EQ(batch.num_tokens, 3);
+  CHECK_EQ(batch.num_decodes, 0);
+  CHECK_EQ(commit_all(scheduler, prompt, 9).size(), 0u);
+  const StepPlan& generated = scheduler.schedule();
+  scheduler.build_batch(generated);
+  CHECK_EQ(batch.num_tokens, 6);
+  CHECK_EQ(batch.num_decodes, 1);
+  CHECK_EQ(batch.is_decode[0], 1);
+  CHECK_EQ(commit_all(scheduler, generated, 9).size(), 1u);
+  CHECK(!scheduler.has_work());
+}
+
 TEST(addresses_and_rows_stay) {
   Scheduler scheduler(
       {.num_blocks = 64, .block_size = 2, .max_num_sequences = 4, .max_num_batched_tokens = 16, .max_model_len = 64});

@@ -181,7 +181,9 @@ class RandomOperations {
     real_.release_sources(copies);
     if (grown) {
       pair.real.num_computed_tokens += count;
-      real_.seal(pair.real);
+      std::vector<BlockId> retired;
+      real_.seal(pair.real, retired);
+      real_.release_retired(retired);
       naive_.compute(pair.naive, pair.salt, pair.real.tokens, static_cast<std::size_t>(count));
     }
   }

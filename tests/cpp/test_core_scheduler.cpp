@@ -12,8 +12,13 @@ namespace {
 
 using test::Simulation;
 
-SchedulerConfig small_config() {
-  return {.num_blocks = 32, .block_size = 4, .max_num_sequences = 4, .max_num_batched_tokens = 16, .max_model_len = 64};
+SchedulerConfig small_config(std::int32_t max_steps_in_flight = 1) {
+  return {.num_blocks = 32,
+          .block_size = 4,
+          .max_num_sequences = 4,
+          .max_num_batched_tokens = 16,
+          .max_model_len = 64,
+          .max_steps_in_flight = max_steps_in_flight};
 }
 
 std::vector<TokenId> tokens(std::int32_t count, TokenId first = 0) {
@@ -49,6 +54,8 @@ TEST(refuses_configs_that_cannot_run) {
   config = small_config();
   config.max_model_len = 1;
   CHECK_THROWS(Scheduler{config}, std::invalid_argument, "max_model_len must be at least 2, got 1");
+  config = small_config(0);
+  CHECK_THROWS(Scheduler{config}, std::invalid_argument, "max_steps_in_flight must be at least 1, got 0");
   config = small_config();
   config.num_blocks = -3;
   CHECK_THROWS(Scheduler{config}, std::invalid_argument, "num_blocks must be at least 1, got -3");
@@ -58,10 +65,15 @@ TEST(steps_out_of_turn_are_bugs) {
   Scheduler scheduler(small_config());
   scheduler.add(spec(1, 3, 10));
   const StepPlan& plan = scheduler.schedule();
-  CHECK_THROWS(scheduler.schedule(), InternalError, "before the last plan was committed");
-  CHECK_THROWS(scheduler.fork(1, 2), InternalError, "during a step");
+  CHECK_THROWS(scheduler.schedule(), InternalError, "schedule() with 1 steps in flight");
   std::vector<TokenEvent> events;
   CHECK_THROWS(scheduler.commit(plan, {}, events), InternalError, "samples 1 tokens, got 0");
+  CHECK_THROWS(scheduler.commit({}, {}, events), InternalError, "not the oldest in flight");
+
+  Scheduler ahead(small_config(2));
+  ahead.add(spec(1, 3, 10));
+  ahead.schedule();
+  CHECK_THROWS(ahead.commit(ahead.schedule(), std::vector<TokenId>(1), events), InternalError, "not the oldest");
 }
 
 TEST(stops_by_id_after_min_tokens_and_by_length) {
@@ -124,15 +136,17 @@ TEST(salts_and_the_switch_keep_prompts_apart) {
 }
 
 TEST(equal_sequences_side_by_side_end_up_in_the_same_blocks) {
-  Simulation simulation(small_config());
-  simulation.add(spec(2, 8, 20));
-  simulation.add(spec(4, 8, 20));
-  for (int i = 0; i < 9; ++i) simulation.step();
-  const Sequence& first = *simulation.scheduler.find(2);
-  const Sequence& second = *simulation.scheduler.find(4);
-  CHECK_EQ(first.num_sealed_blocks, 4);
-  CHECK(std::equal(first.block_table.begin(), first.block_table.begin() + 4, second.block_table.begin()));
-  simulation.run();
+  for (const std::int32_t max_steps_in_flight : {1, 2}) {
+    Simulation simulation(small_config(max_steps_in_flight));
+    simulation.add(spec(2, 8, 20));
+    simulation.add(spec(4, 8, 20));
+    for (int i = 0; i < 9; ++i) simulation.step();
+    const Sequence& first = *simulation.scheduler.find(2);
+    const Sequence& second = *simulation.scheduler.find(4);
+    CHECK_EQ(first.num_sealed_blocks, 4);
+    CHECK(std::equal(first.block_table.begin(), first.block_table.begin() + 4, second.block_table.begin()));
+    simulation.run();
+  }
 }
 
 TEST(every_running_sequence_advances_beside_a_long_prompt) {
@@ -179,7 +193,7 @@ TEST(a_fork_copies_the_shared_partial_block_once) {
   const std::int32_t num_free = simulation.scheduler.num_free_blocks();
   CHECK(simulation.scheduler.find(1)->block_table == simulation.scheduler.find(2)->block_table);
   simulation.step();
-  CHECK_EQ(simulation.num_blocks_copied, 1);
+  CHECK_EQ(simulation.device.num_blocks_copied, 1);
   CHECK_EQ(simulation.scheduler.num_free_blocks(), num_free - 1);
   CHECK(!simulation.scheduler.fork(99, 3));
   simulation.run();
@@ -199,10 +213,82 @@ TEST(the_source_of_a_copy_is_not_handed_out_in_the_same_step) {
   simulation.fork(1, 4);
   CHECK_EQ(simulation.scheduler.num_free_blocks(), 1);
   simulation.step();
-  CHECK_EQ(simulation.num_blocks_copied, 1);
+  CHECK_EQ(simulation.device.num_blocks_copied, 1);
   CHECK_EQ(simulation.scheduler.num_preemptions(), 2);
   simulation.run();
   CHECK_EQ(simulation.finished.size(), 4u);
+}
+
+// The parent's step in flight fills the block that it shares with the child.
+TEST(a_fork_under_a_step_in_flight_copies_once) {
+  Simulation simulation(small_config(3));
+  simulation.add(spec(1, 6, 20));
+  CHECK(simulation.launch());
+  simulation.commit();
+  CHECK(simulation.launch() && simulation.launch());
+  simulation.fork(1, 2);
+  simulation.commit();
+  simulation.commit();  // 8 tokens computed: sealed
+  CHECK_EQ(simulation.scheduler.find(1)->num_sealed_blocks, 2);
+  CHECK_EQ(simulation.scheduler.find(2)->num_sealed_blocks, 1);
+  simulation.fork(1, 3);
+  for (int i = 0; i < 3; ++i) simulation.step();
+  CHECK_EQ(simulation.device.num_blocks_copied, 1);
+  simulation.run();
+  CHECK_EQ(simulation.finished.size(), 3u);
+
+  Simulation shared(small_config(2));
+  shared.add(spec(1, 5, 20));
+  shared.step();
+  shared.fork(1, 2);
+  shared.run();
+  CHECK_EQ(shared.device.num_blocks_copied, 1, "what a copy in flight reads need not be copied again");
+}
+
+TEST(what_has_ended_keeps_its_blocks_until_its_steps_in_flight_are_done) {
+  Simulation simulation(small_config(2));
+  simulation.add({.id = 1, .prompt = tokens(5), .stop = {.stop_token_ids = {0, 1, 2}}});
+  simulation.add(spec(2, 5, 20));
+  simulation.step();  // 1 has stopped, which the second step did not know
+  CHECK_EQ(simulation.finished.at(1).tokens.size(), 6u);
+  CHECK_EQ(simulation.scheduler.num_running(), 1);
+  CHECK_EQ(simulation.scheduler.num_free_blocks(), 32 - 4);
+  CHECK(simulation.scheduler.find(1) != nullptr);
+  CHECK_THROWS(simulation.scheduler.add(spec(1, 5, 20)), std::invalid_argument, "in use");
+  simulation.commit();
+  CHECK(simulation.scheduler.find(1) == nullptr);
+  CHECK_EQ(simulation.scheduler.num_free_blocks(), 32 - 2);
+  simulation.run();
+  CHECK_EQ(simulation.scheduler.num_free_blocks(), 32);
+}
+
+TEST(no_step_is_launched_for_a_token_that_cannot_be) {
+  Simulation simulation(small_config(3));
+  simulation.add(spec(1, 5, 7));
+  CHECK(simulation.launch() && simulation.launch());
+  CHECK(!simulation.launch(), "7 tokens are all it may have");
+  simulation.run();
+  CHECK_EQ(simulation.finished.at(1).tokens.size(), 7u);
+}
+
+TEST(nobody_is_preempted_under_a_step_in_flight) {
+  SchedulerConfig config = small_config(2);
+  config.num_blocks = 5;
+  Simulation simulation(config);
+  simulation.add({.id = 1, .prompt = tokens(7), .stop = {.max_total_tokens = 16}});
+  simulation.add({.id = 2, .prompt = tokens(7, 50), .stop = {.max_total_tokens = 16}});
+  CHECK(simulation.launch() && simulation.launch());
+  simulation.commit();
+  CHECK_EQ(simulation.scheduler.num_free_blocks(), 1);
+  CHECK(simulation.launch());  // 1 takes the last block, 2 finds none
+  simulation.commit();
+  CHECK(!simulation.launch(), "there is a step in flight");
+  CHECK_EQ(simulation.scheduler.num_preemptions(), 0);
+  simulation.commit();
+  CHECK(simulation.launch());
+  CHECK_EQ(simulation.scheduler.num_preemptions(), 1);
+  simulation.run();
+  CHECK_EQ(simulation.finished.size(), 2u);
 }
 
 TEST(a_fork_without_a_free_row_waits) {

@@ -13,13 +13,14 @@ using test::Simulation;
 constexpr std::int32_t kMaxModelLen = 24;
 constexpr SequenceId kHumble = 1;
 
-SchedulerConfig config_with(std::int32_t max_wait_steps) {
+SchedulerConfig config_with(std::int32_t max_wait_steps, std::int32_t max_steps_in_flight = 1) {
   return {.num_blocks = 12,
           .block_size = 4,
           .max_num_sequences = 3,
           .max_num_batched_tokens = 8,
           .max_model_len = kMaxModelLen,
-          .max_wait_steps = max_wait_steps};
+          .max_wait_steps = max_wait_steps,
+          .max_steps_in_flight = max_steps_in_flight};
 }
 
 // Keeps urgent requests queued, one humble request among them, for so many steps. Returns the step in which the
@@ -45,12 +46,14 @@ TEST(starves_without_the_bound) {
 
 TEST(a_promoted_sequence_runs_to_its_end_within_the_bound) {
   for (const std::int32_t max_wait_steps : {0, 7, 60}) {
-    Simulation simulation(config_with(max_wait_steps));
-    const int step = finish_under_hostile_stream(simulation, 1500);
-    // Ahead of it at its promotion: those running, and (with no wait, all promoted alike) those queued before.
-    const int num_ahead = 3 + 4;
-    CHECK(step >= 0 && step <= 5 + max_wait_steps + (num_ahead + 1) * kMaxModelLen, "step ", step);
-    CHECK(simulation.scheduler.num_preemptions() > 0, "the stream was not hostile enough");
+    for (const std::int32_t max_steps_in_flight : {1, 2}) {
+      Simulation simulation(config_with(max_wait_steps, max_steps_in_flight));
+      const int step = finish_under_hostile_stream(simulation, 1500);
+      // Ahead of it at its promotion: those running, and (with no wait, all promoted alike) those queued before.
+      const int num_ahead = 3 + 4;
+      CHECK(step >= 0 && step <= 5 + max_wait_steps + (num_ahead + 1) * kMaxModelLen, "step ", step);
+      CHECK(simulation.scheduler.num_preemptions() > 0, "the stream was not hostile enough");
+    }
   }
 }
 

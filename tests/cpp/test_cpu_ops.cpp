@@ -136,7 +136,7 @@ void check_attention(const AttentionCase& c) {
   std::vector<std::byte> workspace(
       static_cast<std::size_t>(ops::attention_workspace_bytes(c.query_len, heads, c.head_dim, length)));
   ops::attention(context, {view(q, q_cols), cache, &batch, heads, c.window, 0.3f, 0.0f, nullptr, workspace.data(),
-                           view(out, q_cols), nullptr});
+                           view(out, q_cols), nullptr, nullptr});
 
   std::vector<double> expected;
   for (std::int32_t t = 0; t < c.query_len; ++t)

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The step loop under a fake model: outputs, errors, lifetime, and many threads at once (run under TSan as well).
+// The step loop under a fake model, with one step in flight and with two: outputs, errors, lifetime, and many threads
+// at once (run under TSan as well).
+#include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <memory>
 #include <random>
@@ -19,6 +22,13 @@ using test::FakeModel;
 
 constexpr std::chrono::milliseconds kLong(60000);
 
+// Two cases of one body.
+#define TEST_IN_FLIGHT(name)                          \
+  static void name(std::int32_t max_steps_in_flight); \
+  TEST(name##_with_one_step_in_flight) { name(1); }   \
+  TEST(name##_with_two_steps_in_flight) { name(2); }  \
+  static void name(std::int32_t max_steps_in_flight)
+
 SchedulerConfig small_config() {
   SchedulerConfig config;
   config.num_blocks = 24;
@@ -30,9 +40,9 @@ SchedulerConfig small_config() {
 }
 
 struct Fixture {
-  explicit Fixture(TokenId poison_token = -1, TokenId fatal_token = -1,
-                   const SchedulerConfig& config = small_config()) {
-    auto model = std::make_unique<FakeModel>(config.num_blocks, config.block_size);
+  explicit Fixture(std::int32_t max_steps_in_flight, TokenId poison_token = -1, TokenId fatal_token = -1) {
+    const SchedulerConfig config = small_config();
+    auto model = std::make_unique<FakeModel>(config.num_blocks, config.block_size, max_steps_in_flight);
     model->poison_token = poison_token;
     model->fatal_token = fatal_token;
     std::string bytes;
@@ -42,7 +52,7 @@ struct Fixture {
       offsets.push_back(static_cast<std::int64_t>(bytes.size()));
     }
     auto table = std::make_shared<const TokenTable>(std::move(bytes), std::move(offsets));
-    engine = std::make_unique<Engine>(config, std::move(model), std::make_shared<ThreadPool>(1), std::move(table));
+    engine = std::make_unique<Engine>(config, std::move(model), std::move(table));
   }
   std::unique_ptr<Engine> engine;
 };
@@ -61,8 +71,8 @@ std::string text_of(const std::vector<TokenId>& tokens) {
   return text;
 }
 
-TEST(tokens_and_text_are_those_of_the_model) {
-  Fixture fixture;
+TEST_IN_FLIGHT(tokens_and_text_are_those_of_the_model) {
+  Fixture fixture(max_steps_in_flight);
   const std::vector<TokenId> prompt = {1, 2, 3, 4, 5, 6, 7};
   const auto request = fixture.engine->submit(greedy(prompt, 20));
   CHECK(request->wait_finished_for(kLong));
@@ -72,8 +82,8 @@ TEST(tokens_and_text_are_those_of_the_model) {
   CHECK(delta.finish_reason == FinishReason::kLength);
 }
 
-TEST(a_stop_token_ends_without_its_text_and_a_stop_string_before_itself) {
-  Fixture fixture;
+TEST_IN_FLIGHT(a_stop_token_ends_without_its_text_and_a_stop_string_before_itself) {
+  Fixture fixture(max_steps_in_flight);
   const std::vector<TokenId> prompt = {9, 8, 7};
   const std::vector<TokenId> expected = fake_completion(prompt, 6);
   RequestSpec by_token = greedy(prompt, 20);
@@ -92,8 +102,8 @@ TEST(a_stop_token_ends_without_its_text_and_a_stop_string_before_itself) {
   CHECK_EQ(b.text, text_of({expected[0], expected[1], expected[2], expected[3]}));
 }
 
-TEST(what_can_never_run_is_refused_at_submit_with_the_numbers) {
-  Fixture fixture;
+TEST_IN_FLIGHT(what_can_never_run_is_refused_at_submit_with_the_numbers) {
+  Fixture fixture(max_steps_in_flight);
   CHECK_THROWS(fixture.engine->submit(greedy({}, 4)), std::invalid_argument, "empty");
   CHECK_THROWS(fixture.engine->submit(greedy(std::vector<TokenId>(64, 1), 4)), std::invalid_argument, "64");
   CHECK_THROWS(fixture.engine->submit(greedy({test::kFakeVocab}, 4)), std::invalid_argument, "61");
@@ -102,9 +112,9 @@ TEST(what_can_never_run_is_refused_at_submit_with_the_numbers) {
   CHECK(request->wait_finished_for(kLong));
 }
 
-TEST(a_row_of_nan_fails_its_request_alone) {
+TEST_IN_FLIGHT(a_row_of_nan_fails_its_request_alone) {
   const std::vector<TokenId> healthy = {3, 1, 4};
-  Fixture fixture(60);
+  Fixture fixture(max_steps_in_flight, 60);
   const auto bad = fixture.engine->submit(greedy({60}, 8));
   const auto good = fixture.engine->submit(greedy(healthy, 4));
   CHECK(bad->wait_finished_for(kLong) && good->wait_finished_for(kLong));
@@ -113,8 +123,8 @@ TEST(a_row_of_nan_fails_its_request_alone) {
   CHECK(good->take().token_ids == fake_completion(healthy, 4));
 }
 
-TEST(a_failing_step_poisons_the_engine_and_names_the_first_cause) {
-  Fixture fixture(-1, 59);
+TEST_IN_FLIGHT(a_failing_step_poisons_the_engine_and_names_the_first_cause) {
+  Fixture fixture(max_steps_in_flight, -1, 59);
   const auto request = fixture.engine->submit(greedy({59}, 8));
   CHECK(request->wait_finished_for(kLong));
   CHECK(request->take().finish_reason == FinishReason::kError);
@@ -122,8 +132,8 @@ TEST(a_failing_step_poisons_the_engine_and_names_the_first_cause) {
   fixture.engine->close();
 }
 
-TEST(close_ends_what_runs_and_may_be_called_again) {
-  Fixture fixture;
+TEST_IN_FLIGHT(close_ends_what_runs_and_may_be_called_again) {
+  Fixture fixture(max_steps_in_flight);
   std::vector<std::shared_ptr<Request>> requests;
   for (TokenId i = 0; i < 30; ++i) requests.push_back(fixture.engine->submit(greedy({i}, 60)));
   fixture.engine->close();
@@ -131,6 +141,16 @@ TEST(close_ends_what_runs_and_may_be_called_again) {
   for (const auto& request : requests) CHECK(request->finished());
   CHECK(fixture.engine->closed());
   CHECK_THROWS(fixture.engine->submit(greedy({1}, 1)), EngineClosedError, "closed");
+}
+
+// Ends a request early: at the first token equal to a random one of its completion, by its id or by its text.
+void stop_early(std::mt19937& random, SamplingParams& sampling, std::vector<TokenId>& completion) {
+  const TokenId last = completion[random() % completion.size()];
+  if (random() % 2 == 0)
+    sampling.stop_token_ids = {last};
+  else
+    sampling.stop = {text_of({last})};
+  completion.erase(std::find(completion.begin(), completion.end(), last) + 1, completion.end());
 }
 
 // One of many client threads: submits, takes, sometimes cancels. What finishes equals the model's own completion, what
@@ -143,6 +163,8 @@ void run_client(Engine& engine, unsigned seed) {
     const auto count = static_cast<std::int32_t>(1 + random() % 25);
     RequestSpec spec = greedy(prompt, count);
     spec.priority = static_cast<std::int32_t>(random() % 3);
+    std::vector<TokenId> expected = fake_completion(prompt, static_cast<std::size_t>(count));
+    if (random() % 3 == 0) stop_early(random, spec.sampling, expected);
     const auto request = engine.submit(spec);
     const bool cancels = random() % 4 == 0;
     std::vector<TokenId> tokens;
@@ -152,14 +174,13 @@ void run_client(Engine& engine, unsigned seed) {
       tokens.insert(tokens.end(), delta.token_ids.begin(), delta.token_ids.end());
       if (cancels) engine.cancel(request->id());
     }
-    std::vector<TokenId> expected = fake_completion(prompt, static_cast<std::size_t>(count));
     if (cancels) expected.resize(std::min(expected.size(), tokens.size()));
     CHECK(tokens == expected, "seed ", seed, " round ", round);
   }
 }
 
-TEST(many_threads_submit_take_and_cancel_at_once) {
-  Fixture fixture;
+TEST_IN_FLIGHT(many_threads_submit_take_and_cancel_at_once) {
+  Fixture fixture(max_steps_in_flight);
   std::vector<std::thread> clients;
   std::atomic<int> num_failures{0};
   for (unsigned seed = 0; seed < 6; ++seed)
@@ -173,14 +194,19 @@ TEST(many_threads_submit_take_and_cancel_at_once) {
     });
   for (std::thread& client : clients) client.join();
   CHECK_EQ(num_failures.load(), 0);
-  const EngineStats stats = fixture.engine->stats();
+  EngineStats stats = fixture.engine->stats();
   CHECK_EQ(stats.num_waiting + stats.num_running, 0);
+  // The last step in flight may yet hold blocks.
+  for (int i = 0; i < 10000 && stats.num_free_blocks < small_config().num_blocks; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    stats = fixture.engine->stats();
+  }
   CHECK_EQ(stats.num_free_blocks, small_config().num_blocks);
 }
 
-TEST(close_races_with_submit_and_cancel) {
+TEST_IN_FLIGHT(close_races_with_submit_and_cancel) {
   for (int round = 0; round < 20; ++round) {
-    Fixture fixture;
+    Fixture fixture(max_steps_in_flight);
     std::thread client([&] {
       try {
         while (true) fixture.engine->cancel(fixture.engine->submit(greedy({1, 2}, 30))->id());

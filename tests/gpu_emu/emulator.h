@@ -43,12 +43,19 @@ struct Fiber {
   State state = State::kReady;
   const char* waits_in = "start";
   int parity = 0;
+  unsigned exchanges = 0;  // shuffles of this block so far
   bool fresh = true;
   ucontext_t context;
   jmp_buf resume;
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
   std::uint64_t slot[2] = {};     // what a shuffle or ballot posts, two rounds so that a fast lane may run ahead
   unsigned char payload[2][128];  // what a tensor-core instruction posts
+};
+
+// Of some threads of a block, by number (bar.sync).
+struct NamedBarrier {
+  int arrived = 0;
+  unsigned generation = 0;
 };
 
 struct Machine {
@@ -60,6 +67,7 @@ struct Machine {
     void operator()(char* memory) const { std::free(memory); }
   };
   std::unique_ptr<char, Free> dynamic_shared;
+  NamedBarrier named_barriers[16];
   std::function<void()> body;
   ucontext_t main_context;
   jmp_buf main_resume;
@@ -100,6 +108,12 @@ inline void fiber_entry() {
   abort();
 }
 
+// For loops that wait until another thread changed something.
+inline void let_others_run(const char* what) {
+  machine().current->waits_in = what;
+  switch_to_main();
+}
+
 inline void run_until_wait(Fiber* fiber) {
   Machine& m = machine();
   m.current = fiber;
@@ -127,10 +141,12 @@ inline void run_until_wait(Fiber* fiber) {
 
 inline void start_fibers() {
   Machine& m = machine();
+  for (NamedBarrier& barrier : m.named_barriers) barrier = {};
   for (int i = 0; i < m.num_threads; ++i) {
     Fiber& f = *m.fibers[static_cast<std::size_t>(i)];
     f.index = i;
     f.state = State::kReady;
+    f.exchanges = 0;
     f.waits_in = "start";
     f.parity = 0;
     f.fresh = true;
@@ -251,11 +267,13 @@ T exchange(T value, int from, const char* what) {
   Fiber* self = machine().current;
   const int round = self->parity;
   self->parity ^= 1;
+  ++self->exchanges;
   std::memcpy(&self->slot[round], &value, sizeof(T));
   wait_in(State::kAtCollective, what);
   const Fiber* other = lane_of(from);
   if (other == nullptr) return value;
-  if (other->state == State::kDone) stuck("a shuffle reads a lane that has exited");
+  if (other->state == State::kDone && other->exchanges < self->exchanges)
+    stuck("a shuffle reads a lane that has exited");
   std::memcpy(&value, &other->slot[round], sizeof(T));
   return value;
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The emulated spelling of src/gpu/gpu.h: device memory is host memory, a stream does everything at once.
+// The emulated spelling of src/gpu/gpu.h: device memory is host memory.
 #pragma once
 
 #include <algorithm>
@@ -8,6 +8,7 @@
 #include <string>
 
 #include "emulator.h"
+#include "streams.h"
 
 #define __global__
 #define __device__
@@ -89,8 +90,11 @@ inline std::uint16_t float_to_bfloat(float value) {
 }
 
 template <class... Params, class... Args>
-void launch(void (*kernel)(Params...), dim3 grid, dim3 block, std::size_t shared_bytes, Stream, const Args&... args) {
-  gpu_emu::launch(grid, block, shared_bytes, [&] { kernel(static_cast<Params>(args)...); });
+void launch(void (*kernel)(Params...), dim3 grid, dim3 block, std::size_t shared_bytes, Stream stream,
+            const Args&... args) {
+  gpu_emu::enqueue(stream, [=, ... values = static_cast<Params>(args)] {
+    gpu_emu::launch(grid, block, shared_bytes, [&] { kernel(values...); });
+  });
 }
 
 }  // namespace paged::gpu

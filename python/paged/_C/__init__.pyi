@@ -16,6 +16,11 @@ Int32Array = npt.NDArray[np.int32]
 class InternalError(RuntimeError):
     """A bug in paged. The engine that meets one fails and must be rebuilt."""
 
+MatrixSource = tuple[npt.NDArray[np.uint8], str, int, int, Int32Array | None]
+
+class DeviceError(RuntimeError):
+    """What the GPU's runtime reported: out of memory, a failed launch, no driver."""
+
 class EngineClosedError(RuntimeError):
     """The engine was closed, or is used in a process forked from the one that made it."""
 
@@ -50,6 +55,9 @@ class Program:
         cols: int,
         row_order: Int32Array | None,
         threads: ThreadPool,
+    ) -> int: ...
+    def add_stacked_matrix(
+        self, *, sources: Sequence[MatrixSource], dtype: str, gpu: int, threads: ThreadPool
     ) -> int: ...
     def add_vector(self, values: npt.NDArray[np.float32]) -> int: ...
     def add_op(
@@ -89,6 +97,45 @@ class ProgramExecutor:
     def kv_cache_bytes(self) -> int: ...
     @property
     def workspace_bytes(self) -> int: ...
+
+class GpuExecutor:
+    def __init__(
+        self,
+        *,
+        program: Program,
+        max_seq_len: int,
+        num_blocks: int,
+        block_size: int,
+        max_num_sequences: int,
+        device: int,
+        batch_invariant: bool,
+        blas_folders: Sequence[str],
+    ) -> None: ...
+    def run(
+        self,
+        *,
+        token_ids: Int32Array,
+        positions: Int32Array,
+        slot_mapping: Int32Array,
+        query_start: Int32Array,
+        seq_lens: Int32Array,
+        block_tables: Int32Array,
+        logits_rows: Int32Array,
+    ) -> npt.NDArray[np.float32]: ...
+    def set_profiling(self, enabled: bool) -> None: ...
+    @property
+    def op_seconds(self) -> list[float]: ...
+    @property
+    def kv_cache_bytes(self) -> int: ...
+    @property
+    def workspace_bytes(self) -> int: ...
+    @property
+    def blas_problem(self) -> str: ...
+
+def gpu_runtime() -> str: ...
+def gpu_devices() -> tuple[int, str]: ...
+def gpu_properties(device: int) -> tuple[str, int, int, int]: ...
+def gpu_free_bytes(device: int) -> int: ...
 
 class PythonExecutor(Protocol):
     """What may stand in for a ProgramExecutor: it is called on the engine thread, with the GIL."""
@@ -160,7 +207,7 @@ class Engine:
         self,
         *,
         config: SchedulerConfig,
-        executor: ProgramExecutor | PythonExecutor,
+        executor: ProgramExecutor | GpuExecutor | PythonExecutor,
         threads: ThreadPool,
         token_table: TokenTable | None,
     ) -> None: ...

@@ -147,6 +147,15 @@ class GatedActivation:
 
 
 @dataclass(frozen=True, slots=True)
+class GatedLinear:
+    """(x,), weights (gate, up) -> (activation(x gate.T) * (x up.T), room for both products side by side). What the
+    second output holds afterwards is the backend's business: nobody reads it. Made by fusion only."""
+
+    kind: ClassVar[str] = "gated_linear"
+    activation: ActivationKind
+
+
+@dataclass(frozen=True, slots=True)
 class GatherRows:
     """(x,) with token rows -> (out,) with the rows named by the batch's logits_rows."""
 
@@ -163,7 +172,7 @@ class Softcap:
 
 Attributes = (
     Embedding | Linear | RmsNorm | AddRmsNorm | Add | Rope | StoreKv | RopeStoreKv | Attention | GatedActivation
-    | GatherRows | Softcap
+    | GatedLinear | GatherRows | Softcap
 )  # fmt: skip
 
 

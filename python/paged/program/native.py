@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hands a planned program and its weights to the C++ executor."""
+"""Hands a planned program and its weights to a C++ executor."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Iterable
 from typing import Protocol
 
 import numpy as np
@@ -11,12 +13,15 @@ import numpy.typing as npt
 
 from paged import _C
 from paged.loading.raw_tensor import RawTensor
-from paged.program.ir import Op, Program, Softcap, WeightSpec
+from paged.program.ir import ITEMSIZE, Op, Program, Softcap, WeightSpec
 from paged.program.plan import Placement, Plan
 from paged.program.rope_tables import rope_table
 
 # Attributes that say how a program is read, not how an op is computed.
 _UNUSED_BY_KERNELS = {"num_parts"}
+
+Group = tuple[int, ...]
+"""Indices of weights that become one native constant."""
 
 
 class WeightReader(Protocol):
@@ -26,15 +31,20 @@ class WeightReader(Protocol):
 
 
 def compile_program(
-    program: Program, plan: Plan, weights: WeightReader, threads: _C.ThreadPool, *, max_model_len: int
+    program: Program,
+    plan: Plan,
+    weights: WeightReader,
+    threads: _C.ThreadPool,
+    *,
+    max_model_len: int,
+    gpu_index: int | None = None,
 ) -> _C.Program:
-    """Packs the weights and returns what `_C.ProgramExecutor` runs. Shows a progress bar if it takes over a second.
+    """Packs the weights for the CPU, or uploads them to GPU `gpu_index`, and returns what an executor runs. Shows a
+    progress bar if it takes over a second.
 
     Raises:
         ValueError: a weight is missing, has another shape than the program expects, or a type no kernel reads.
     """
-    from paged.progress import ProgressBar
-
     kv_cache = program.kv_cache
     native = _C.Program(
         num_layers=kv_cache.num_layers, num_kv_heads=kv_cache.num_kv_heads, head_dim=kv_cache.head_dim,
@@ -42,15 +52,44 @@ def compile_program(
         max_logits_rows=plan.max_logits_rows, vocab_size=program.vocab_size, max_positions=max_model_len,
     )  # fmt: skip
     constants = _Constants(native)
-    bar = ProgressBar(program.weights, desc="loading weights", unit="tensor", delay=1.0, leave=False)
-    for index, spec in enumerate(bar):
-        if spec.kind == "matrix":
-            constants.matrices[index] = _add_matrix(native, spec, weights.tensor(spec.name), threads)
-        else:
+    for index, spec in enumerate(program.weights):
+        if spec.kind != "matrix":
             constants.vectors[index] = _vector(spec, weights, max_model_len)
+    groups = _stacks(program) if gpu_index is not None else _single_matrices(program)
+    for group in _with_progress(groups):
+        sources = [_source(program.weights[index], weights) for index in group]
+        if gpu_index is None:
+            constants.matrices[group] = _pack(native, sources[0], threads)
+        else:
+            constants.matrices[group] = native.add_stacked_matrix(
+                sources=sources, dtype=program.dtype, gpu=gpu_index, threads=threads
+            )
     for op in program.ops:
         _add_op(native, plan, op, constants)
     return native
+
+
+def stacked_weight_bytes(program: Program) -> int:
+    """Bytes of the matrices that a GPU holds, in the program's dtype."""
+    shapes = (program.weights[index].shape for group in _stacks(program) for index in group)
+    return sum(math.prod(shape) for shape in shapes) * ITEMSIZE[program.dtype]
+
+
+def _single_matrices(program: Program) -> list[Group]:
+    return [(index,) for index, spec in enumerate(program.weights) if spec.kind == "matrix"]
+
+
+def _stacks(program: Program) -> list[Group]:
+    """The matrices of each op, once: a GPU has the parts of a linear under each other, as one matrix."""
+    of_ops = (tuple(weight for weight in op.weights if program.weights[weight].kind == "matrix") for op in program.ops)
+    return list(dict.fromkeys(group for group in of_ops if group))
+
+
+def _with_progress(groups: list[Group]) -> Iterable[Group]:
+    from paged.progress import ProgressBar
+
+    bar: Iterable[Group] = ProgressBar(groups, desc="loading weights", unit="matrix", delay=1.0, leave=False)
+    return bar
 
 
 class _Constants:
@@ -59,12 +98,16 @@ class _Constants:
 
     def __init__(self, native: _C.Program) -> None:
         self.native = native
-        self.matrices: dict[int, int] = {}
+        self.matrices: dict[Group, int] = {}
         self.vectors: dict[int, npt.NDArray[np.float32]] = {}
-        self._added: dict[tuple[int, ...], int] = {}
+        self._added: dict[Group, int] = {}
 
     def matrices_of(self, op: Op) -> list[int]:
-        return [self.matrices[weight] for weight in op.weights if weight in self.matrices]
+        """One native matrix for all of the op's where they were stacked, else one for each."""
+        group = tuple(weight for weight in op.weights if weight not in self.vectors)
+        if group in self.matrices:
+            return [self.matrices[group]]
+        return [self.matrices[weight,] for weight in group]
 
     def vector_of(self, op: Op) -> int:
         """Index of the op's only vector, or of its vectors one after the other; -1 if it has none."""
@@ -74,12 +117,16 @@ class _Constants:
         return self._added.get(key, -1)
 
 
-def _add_matrix(native: _C.Program, spec: WeightSpec, tensor: RawTensor, threads: _C.ThreadPool) -> int:
+def _source(spec: WeightSpec, weights: WeightReader) -> _C.MatrixSource:
+    tensor = weights.tensor(spec.name)
     _check_shape(spec, tensor)
     rows, cols = tensor.shape
-    return native.add_matrix(
-        tensor.data, type=tensor.type, rows=rows, cols=cols, row_order=tensor.row_order, threads=threads
-    )
+    return tensor.data, tensor.type, rows, cols, tensor.row_order
+
+
+def _pack(native: _C.Program, source: _C.MatrixSource, threads: _C.ThreadPool) -> int:
+    data, type_name, rows, cols, row_order = source
+    return native.add_matrix(data, type=type_name, rows=rows, cols=cols, row_order=row_order, threads=threads)
 
 
 def _vector(spec: WeightSpec, weights: WeightReader, max_model_len: int) -> npt.NDArray[np.float32]:

@@ -13,6 +13,8 @@ from paged.program.ir import (
     Add,
     AddRmsNorm,
     Attention,
+    GatedActivation,
+    GatedLinear,
     GatherRows,
     Linear,
     Op,
@@ -27,7 +29,7 @@ from paged.program.rewrite import consumers, producers, rebuild
 
 Pass = Callable[[Program], Program]
 
-_ROW_WISE = frozenset({"linear", "rms_norm", "add_rms_norm", "add", "gated_activation", "softcap"})
+_ROW_WISE = frozenset({"linear", "rms_norm", "add_rms_norm", "add", "gated_activation", "gated_linear", "softcap"})
 
 
 def fuse(program: Program) -> Program:
@@ -123,7 +125,27 @@ def fuse_rope_store_kv(program: Program) -> Program:
     return rebuild(program, [op for op in ops if op is not None], program.values)
 
 
-PASSES: tuple[Pass, ...] = (gather_early, merge_linears, fuse_add_rms_norm, fuse_rope_store_kv)
+def fuse_gated_linear(program: Program) -> Program:
+    """A linear of two parts whose results are read by one gated_activation alone becomes one op with it."""
+    readers, writer = consumers(program), producers(program)
+    ops: list[Op | None] = list(program.ops)
+    for index, op in enumerate(program.ops):
+        if not isinstance(op.attributes, GatedActivation):
+            continue
+        gate, up = (program.values[x] for x in op.inputs)
+        if gate.base is None or gate.base != up.base or (gate.column, up.column) != (0, gate.cols):
+            continue
+        at = writer[gate.base]
+        linear = program.ops[at]
+        alone = readers[gate.id] == readers[up.id] == [index] and not readers[gate.base]
+        if alone and linear.attributes == Linear(2) and len(linear.weights) == 2:
+            outputs = (*op.outputs, gate.base)
+            ops[index] = replace(linear, attributes=GatedLinear(op.attributes.activation), outputs=outputs)
+            ops[at] = None
+    return rebuild(program, [op for op in ops if op is not None], program.values)
+
+
+PASSES: tuple[Pass, ...] = (gather_early, merge_linears, fuse_add_rms_norm, fuse_rope_store_kv, fuse_gated_linear)
 
 
 def _narrow_ops(program: Program) -> set[int]:

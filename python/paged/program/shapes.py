@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from paged.program.ir import (
     AddRmsNorm,
     Attention,
+    GatedLinear,
     KvCacheSpec,
     Linear,
     Op,
@@ -209,6 +210,16 @@ def _attention(shapes: OpShapes, attention: Attention) -> None:
         shapes.fail(f"{attention.num_heads} heads cannot share {shapes.cache.num_kv_heads} KV heads evenly")
 
 
+def _gated_linear(shapes: OpShapes, _: GatedLinear) -> None:
+    shapes.expect_counts(1, 2, 2)
+    x, (out, products) = shapes.inputs[0], shapes.outputs
+    for part in range(2):
+        shapes.expect_weight(part, "matrix", (out.cols, x.cols))
+    shapes.expect_cols(products, 2 * out.cols)
+    if not x.rows == out.rows == products.rows or not x.dtype == out.dtype == products.dtype:
+        shapes.fail(f"{_describe(x)}, {_describe(out)} and {_describe(products)} must have the same rows and dtype")
+
+
 def _gather_rows(shapes: OpShapes, _: Any) -> None:
     shapes.expect_counts(1, 1, 0)
     x, out = shapes.inputs[0], shapes.outputs[0]
@@ -244,6 +255,7 @@ _RULES: Mapping[str, Callable[[OpShapes, Any], None]] = MappingProxyType(
         "rope_store_kv": _rope_store_kv,
         "attention": _attention,
         "gated_activation": _two_alike,
+        "gated_linear": _gated_linear,
         "gather_rows": _gather_rows,
         "softcap": _one_alike,
     }

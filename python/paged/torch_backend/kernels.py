@@ -123,6 +123,11 @@ def gated_activation(step: Step, op: ir.GatedActivation, inputs: Tensors, weight
     return [active * up]
 
 
+def gated_linear(step: Step, op: ir.GatedLinear, inputs: Tensors, weights: Tensors) -> Tensors:
+    products = [functional.linear(inputs[0], weight) for weight in weights]
+    return [*gated_activation(step, ir.GatedActivation(op.activation), products, []), torch.cat(products, dim=1)]
+
+
 def gather_rows(step: Step, op: ir.GatherRows, inputs: Tensors, weights: Tensors) -> Tensors:
     return [inputs[0][step.logits_rows]]
 
@@ -174,6 +179,7 @@ KERNELS: Mapping[str, Callable[[Step, Any, Tensors, Tensors], Tensors]] = Mappin
         "rope_store_kv": rope_store_kv,
         "attention": attention,
         "gated_activation": gated_activation,
+        "gated_linear": gated_linear,
         "gather_rows": gather_rows,
         "softcap": softcap,
     }

@@ -23,7 +23,8 @@ inline pybind11::array_t<std::int32_t> borrow(const std::int32_t* data, pybind11
 // Keeps the arrays of a hand-made batch alive and views them.
 struct ArrayBatch {
   Int32Array token_ids, positions, slot_mapping, query_start, seq_lens, block_tables, logits_rows;
-  Int32Array block_table_rows;
+  // Derived: every sequence has the row of its own index, and one of a single token counts as decoding.
+  Int32Array block_table_rows = {}, is_decode = {}, sampled_table_rows = {};
 
   BatchView view() {
     const auto size = [](const Int32Array& a) { return static_cast<std::int32_t>(a.size()); };
@@ -35,18 +36,35 @@ struct ArrayBatch {
                     query_start.size() == v.num_sequences + 1 && block_tables.ndim() == 2 &&
                     block_tables.shape(0) == v.num_sequences,
                 "a batch of ", v.num_tokens, " tokens and ", v.num_sequences, " sequences has arrays of other lengths");
-    block_table_rows = Int32Array(v.num_sequences);
-    for (std::int32_t i = 0; i < v.num_sequences; ++i) block_table_rows.mutable_at(i) = i;
+    derive(v);
     v.token_ids = token_ids.data();
     v.positions = positions.data();
     v.slot_mapping = slot_mapping.data();
     v.query_start = query_start.data();
     v.seq_lens = seq_lens.data();
     v.block_table_rows = block_table_rows.data();
+    v.is_decode = is_decode.data();
     v.block_tables = block_tables.data();
     v.logits_rows = logits_rows.data();
+    v.sampled_table_rows = sampled_table_rows.data();
     v.block_table_stride = static_cast<std::int32_t>(block_tables.shape(1));
     return v;
+  }
+
+ private:
+  void derive(BatchView& v) {
+    block_table_rows = Int32Array(v.num_sequences);
+    is_decode = Int32Array(v.num_sequences);
+    for (std::int32_t i = 0; i < v.num_sequences; ++i) {
+      block_table_rows.mutable_at(i) = i;
+      is_decode.mutable_at(i) = query_start.at(i + 1) - query_start.at(i) == 1 ? 1 : 0;
+      v.num_decodes += is_decode.at(i);
+    }
+    sampled_table_rows = Int32Array(v.num_logits_rows);
+    for (std::int32_t row = 0, i = 0; row < v.num_logits_rows; ++row) {
+      while (i + 1 < v.num_sequences && query_start.at(i + 1) <= logits_rows.at(row)) ++i;
+      sampled_table_rows.mutable_at(row) = i;
+    }
   }
 };
 

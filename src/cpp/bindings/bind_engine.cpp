@@ -12,6 +12,7 @@
 #include "bindings/module.h"
 #include "bindings/python_executor.h"
 #include "engine/engine.h"
+#include "exec/gpu_executor.h"
 #include "exec/program_executor.h"
 
 namespace py = pybind11;
@@ -99,10 +100,11 @@ std::shared_ptr<Request> submit(Engine& engine, std::vector<TokenId> prompt, Sam
 }
 
 // The engine takes the executor over: the Python object that carried it is left empty.
-std::unique_ptr<Executor> take_executor(const py::object& executor) {
+std::unique_ptr<Executor> take_executor(const py::object& executor, std::shared_ptr<ThreadPool> threads) {
   if (py::isinstance<ProgramExecutor>(executor)) return executor.cast<std::unique_ptr<ProgramExecutor>>();
+  if (py::isinstance<GpuExecutor>(executor)) return executor.cast<std::unique_ptr<GpuExecutor>>();
   return std::make_unique<PythonExecutor>(executor.attr("run"), executor.attr("copy_blocks"),
-                                          executor.attr("vocab_size").cast<std::int32_t>());
+                                          executor.attr("vocab_size").cast<std::int32_t>(), std::move(threads));
 }
 
 void close_without_gil(Engine* engine) {
@@ -144,7 +146,7 @@ void bind_engine(py::module_& module) {
       .def(py::init([](const SchedulerConfig& config, const py::object& executor, std::shared_ptr<ThreadPool> threads,
                        std::shared_ptr<TokenTable> token_table) {
              return std::unique_ptr<Engine, EngineHolder>(
-                 new Engine(config, take_executor(executor), std::move(threads), std::move(token_table)));
+                 new Engine(config, take_executor(executor, std::move(threads)), std::move(token_table)));
            }),
            py::kw_only(), py::arg("config"), py::arg("executor"), py::arg("threads"), py::arg("token_table"))
       .def("submit", &submit, py::arg("prompt"), py::arg("sampling"), py::arg("priority") = 0,

@@ -267,7 +267,7 @@ void bind_attention(py::module_& m) {
         batch.seq_lens = lens.int32s();
         run_attention(threads,
                       {in(q, "q"), cache.view, &batch, num_heads, options.window, options.scale, options.softcap,
-                       floats(sinks, "sinks"), nullptr, out(to)},
+                       floats(sinks, "sinks"), nullptr, out(to), nullptr, nullptr},
                       DlpackTensor(block_tables, "block_tables"));
       },
       "Causal attention of q [T, heads * head_dim] over the cache; block_tables [sequences, blocks].",
@@ -288,7 +288,8 @@ void bind_sample(py::module_& m) {
       "sample",
       [](ThreadPool& threads, py::handle logits, const std::vector<SamplingRow>& rows, py::handle token_ids) {
         SampleParams params{in(logits, "logits"), rows.data(), nullptr,
-                            DlpackTensor(token_ids, "token_ids", Access::kWrite).writable_int32s()};
+                            DlpackTensor(token_ids, "token_ids", Access::kWrite).writable_int32s(),
+                            nullptr, nullptr};
         PAGED_CHECK(static_cast<std::int64_t>(rows.size()) == params.logits.rows, "sample: ", params.logits.rows,
                     " rows of logits but ", rows.size(), " SamplingRow");
         const std::int64_t bytes = ops::sample_workspace_bytes(threads.num_threads(), params.logits.cols);

@@ -6,11 +6,14 @@
 #include <cstring>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <utility>
+#include <vector>
 
 #include "bindings/arrays.h"
 #include "bindings/module.h"
 #include "exec/program_executor.h"
+#include "gpu/runtime.h"
 
 namespace py = pybind11;
 
@@ -32,6 +35,23 @@ std::int32_t add_matrix(Program& program, const ByteArray& data, const std::stri
                             row_order ? row_order->data() : nullptr};
   const py::gil_scoped_release release;
   return program.add_matrix(source, threads);
+}
+
+// (data uint8, type, rows, cols, row_order int32 or None), as add_matrix takes them.
+using SourceTuple = std::tuple<ByteArray, std::string, std::int64_t, std::int64_t, std::optional<Int32Array>>;
+
+std::int32_t add_stacked_matrix(Program& program, const std::vector<SourceTuple>& sources, const std::string& dtype,
+                                int gpu, ThreadPool& threads) {
+  std::vector<WeightSource> raw;
+  for (const auto& [data, type, rows, cols, row_order] : sources) {
+    PAGED_CHECK(!row_order || row_order->size() == rows, "row_order has ", row_order ? row_order->size() : 0,
+                " entries for ", rows, " rows");
+    raw.push_back({data.data(), static_cast<std::int64_t>(data.nbytes()), rows, cols, parse_weight_type(type),
+                   row_order ? row_order->data() : nullptr});
+  }
+  const py::gil_scoped_release release;
+  const gpu::UseDevice scope(gpu);
+  return program.add_stacked_matrix(raw, parse_dtype(dtype), threads);
 }
 
 OpAttributes parse_attributes(const py::dict& given) {
@@ -105,14 +125,9 @@ void bind_executor(py::module_& module) {
           "run",
           [](ProgramExecutor& self, Int32Array token_ids, Int32Array positions, Int32Array slot_mapping,
              Int32Array query_start, Int32Array seq_lens, Int32Array block_tables, Int32Array logits_rows) {
-            return run(self, {std::move(token_ids),
-                              std::move(positions),
-                              std::move(slot_mapping),
-                              std::move(query_start),
-                              std::move(seq_lens),
-                              std::move(block_tables),
-                              std::move(logits_rows),
-                              {}});
+            return run(self,
+                       {std::move(token_ids), std::move(positions), std::move(slot_mapping), std::move(query_start),
+                        std::move(seq_lens), std::move(block_tables), std::move(logits_rows)});
           },
           py::kw_only(), py::arg("token_ids"), py::arg("positions"), py::arg("slot_mapping"), py::arg("query_start"),
           py::arg("seq_lens"), py::arg("block_tables"), py::arg("logits_rows"),
@@ -144,6 +159,9 @@ void bind_program(py::module_& module) {
       .def("add_matrix", &add_matrix, py::arg("data"), py::kw_only(), py::arg("type"), py::arg("rows"), py::arg("cols"),
            py::arg("row_order"), py::arg("threads"),
            "Packs a weight matrix from its raw bytes (uint8) as a checkpoint holds them. Returns its index.")
+      .def("add_stacked_matrix", &add_stacked_matrix, py::kw_only(), py::arg("sources"), py::arg("dtype"),
+           py::arg("gpu"), py::arg("threads"),
+           "Uploads matrices (data, type, rows, cols, row_order) under each other, as `dtype`. Returns the index.")
       .def(
           "add_vector",
           [](Program& self, const FloatVector& values) {

@@ -15,5 +15,6 @@ PYBIND11_MODULE(_C, module) {
   py::register_exception<paged::EngineClosedError>(module, "EngineClosedError", PyExc_RuntimeError);
   paged::bind_ops(module);
   paged::bind_program(module);
+  paged::bind_gpu(module);
   paged::bind_engine(module);
 }

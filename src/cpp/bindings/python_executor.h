@@ -8,13 +8,14 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <stdexcept>
 #include <utility>
-#include <vector>
 
 #include "bindings/arrays.h"
 #include "exec/executor.h"
+#include "exec/host_sampler.h"
 
 namespace paged {
 
@@ -22,8 +23,12 @@ class PythonExecutor final : public Executor {
  public:
   // `run(token_ids, positions, slot_mapping, query_start, seq_lens, block_tables, logits_rows)` takes int32 arrays and
   // returns float32 logits [len(logits_rows), vocab_size]; `copy_blocks(source, destination)` takes block ids.
-  PythonExecutor(pybind11::object run, pybind11::object copy_blocks, std::int32_t vocab_size)
-      : run_(std::move(run)), copy_blocks_(std::move(copy_blocks)), vocab_size_(vocab_size) {}
+  PythonExecutor(pybind11::object run, pybind11::object copy_blocks, std::int32_t vocab_size,
+                 std::shared_ptr<ThreadPool> threads)
+      : run_(std::move(run)),
+        copy_blocks_(std::move(copy_blocks)),
+        vocab_size_(vocab_size),
+        sampler_(std::move(threads), vocab_size) {}
 
   ~PythonExecutor() override {
     const pybind11::gil_scoped_acquire gil;  // gone when the members are destroyed: they must be empty by then
@@ -34,26 +39,34 @@ class PythonExecutor final : public Executor {
 
   std::int32_t vocab_size() const override { return vocab_size_; }
 
-  void copy_blocks(std::span<const std::int32_t> source, std::span<const std::int32_t> destination) override {
+  void launch(const StepInput& step) override {
+    {
+      const pybind11::gil_scoped_acquire gil;
+      copy_blocks(step.copy_sources, step.copy_destinations);
+      run(step.batch);
+    }
+    sampler_.sample(logits_.data(), step.sampling);
+  }
+
+  std::span<const std::int32_t> wait() override { return sampler_.token_ids(); }
+
+ private:
+  using FloatArray = pybind11::array_t<float, pybind11::array::c_style | pybind11::array::forcecast>;
+
+  void copy_blocks(std::span<const std::int32_t> source, std::span<const std::int32_t> destination) {
     if (source.empty()) return;
-    const pybind11::gil_scoped_acquire gil;
     without_python_errors([&] {
       copy_blocks_(borrow(source.data(), static_cast<pybind11::ssize_t>(source.size())),
                    borrow(destination.data(), static_cast<pybind11::ssize_t>(destination.size())));
     });
   }
 
-  const float* run(const BatchView& batch) override {
-    const pybind11::gil_scoped_acquire gil;
+  void run(const BatchView& batch) {
     without_python_errors([&] { logits_ = FloatArray::ensure(call_run(batch)); });
     PAGED_CHECK(
         logits_ && logits_.ndim() == 2 && logits_.shape(0) == batch.num_logits_rows && logits_.shape(1) == vocab_size_,
         "the executor's run() must return float32 logits of shape [", batch.num_logits_rows, ", ", vocab_size_, "]");
-    return logits_.data();
   }
-
- private:
-  using FloatArray = pybind11::array_t<float, pybind11::array::c_style | pybind11::array::forcecast>;
 
   // A Python exception must not outlive the GIL: only its text leaves.
   template <typename Body>
@@ -78,6 +91,7 @@ class PythonExecutor final : public Executor {
   pybind11::object copy_blocks_;
   FloatArray logits_;
   std::int32_t vocab_size_;
+  HostSampler sampler_;
 };
 
 }  // namespace paged

@@ -9,6 +9,8 @@ const StepBatch& BatchBuilder::build(const StepPlan& plan, std::span<Sequence* c
   batch_.num_tokens = 0;
   batch_.num_sequences = 0;
   batch_.num_logits_rows = 0;
+  batch_.num_decodes = 0;
+  batch_.changed_table_entries.clear();
   for (const ScheduledSequence& scheduled : plan.sequences) {
     Sequence& sequence = *sequences_by_row[static_cast<std::size_t>(scheduled.row)];
     update_row(sequence);
@@ -17,8 +19,12 @@ const StepBatch& BatchBuilder::build(const StepPlan& plan, std::span<Sequence* c
     batch_.query_start[i + 1] = batch_.num_tokens;
     batch_.seq_lens[i] = scheduled.num_computed_tokens + scheduled.num_scheduled_tokens;
     batch_.block_table_rows[i] = scheduled.row;
-    if (scheduled.samples)
-      batch_.logits_rows[static_cast<std::size_t>(batch_.num_logits_rows++)] = batch_.num_tokens - 1;
+    batch_.is_decode[i] = scheduled.num_computed_tokens >= sequence.num_prompt_tokens ? 1 : 0;
+    batch_.num_decodes += batch_.is_decode[i];
+    if (!scheduled.samples) continue;
+    const auto sampled = static_cast<std::size_t>(batch_.num_logits_rows++);
+    batch_.logits_rows[sampled] = batch_.num_tokens - 1;
+    batch_.sampled_table_rows[sampled] = scheduled.row;
   }
   return batch_;
 }
@@ -27,9 +33,12 @@ void BatchBuilder::append_tokens(const Sequence& sequence, const ScheduledSequen
   auto out = static_cast<std::size_t>(batch_.num_tokens);
   std::int32_t position = scheduled.num_computed_tokens;
   const std::int32_t end = position + scheduled.num_scheduled_tokens;
-  std::copy_n(sequence.tokens.begin() + position, end - position,
-              batch_.token_ids.begin() + static_cast<std::ptrdiff_t>(out));
-  while (position < end) {  // one round for each block written
+  if (position < sequence.num_tokens())
+    std::copy_n(sequence.tokens.begin() + position, end - position,
+                batch_.token_ids.begin() + static_cast<std::ptrdiff_t>(out));
+  else
+    batch_.token_ids[out] = -1 - scheduled.row;  // pending, and so alone
+  while (position < end) {                       // one round for each block written
     const std::int32_t index = position / block_size_;
     const std::int32_t block_end = std::min(end, (index + 1) * block_size_);
     const std::int32_t shift = (sequence.block_table[static_cast<std::size_t>(index)] - index) * block_size_;
@@ -43,9 +52,11 @@ void BatchBuilder::append_tokens(const Sequence& sequence, const ScheduledSequen
 
 void BatchBuilder::update_row(Sequence& sequence) {
   const auto num_blocks = static_cast<std::int32_t>(sequence.block_table.size());
-  const auto first = static_cast<std::ptrdiff_t>(sequence.row) * batch_.block_table_stride + sequence.num_row_blocks;
-  std::copy(sequence.block_table.begin() + sequence.num_row_blocks, sequence.block_table.end(),
-            batch_.block_tables.begin() + first);
+  const std::int32_t first = sequence.row * batch_.block_table_stride;
+  for (std::int32_t i = sequence.num_row_blocks; i < num_blocks; ++i) {
+    batch_.block_tables[static_cast<std::size_t>(first + i)] = sequence.block_table[static_cast<std::size_t>(i)];
+    batch_.changed_table_entries.push_back(first + i);
+  }
   sequence.num_row_blocks = num_blocks;
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Turns a plan into a batch. A sequence keeps its row of block_tables while it runs and only the entries that changed
-// are written, so a decoding sequence costs a few ints a step however long it is. Allocates nothing.
+// are written, so a decoding sequence costs a few ints a step however long it is. A token that a step in flight samples
+// is written as -1 - row. Allocates nothing.
 #pragma once
 
 #include <cstdint>

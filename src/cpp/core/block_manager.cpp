@@ -23,6 +23,7 @@ const BlockManagerConfig& checked(const BlockManagerConfig& config) {
 BlockManager::BlockManager(const BlockManagerConfig& config, BlockHash hash)
     : config_(checked(config)),
       references_(static_cast<std::size_t>(config.num_blocks)),
+      copy_references_(references_.size()),
       free_(config.num_blocks),
       cache_(config.num_blocks, config.block_size, hash) {}
 
@@ -49,19 +50,19 @@ bool BlockManager::admit(Sequence& sequence, std::int32_t num_spare_blocks) {
 
 bool BlockManager::grow(Sequence& sequence, std::int32_t num_new_tokens, BlockCopies& copies) {
   const auto num_held = static_cast<std::int32_t>(sequence.block_table.size());
-  const std::int32_t first = sequence.num_computed_tokens / config_.block_size;
-  const std::int32_t num_missing = std::max(0, blocks_for(sequence.num_computed_tokens + num_new_tokens) - num_held);
-  const bool must_copy = first < num_held && is_shared(sequence.block_table[static_cast<std::size_t>(first)], copies);
+  const std::int32_t first = sequence.num_planned_tokens() / config_.block_size;
+  const std::int32_t num_missing = std::max(0, blocks_for(sequence.num_planned_tokens() + num_new_tokens) - num_held);
+  const bool must_copy = first < num_held && !is_writable(sequence.block_table[static_cast<std::size_t>(first)]);
   if (num_missing + (must_copy ? 1 : 0) > num_free_blocks()) return false;
   if (must_copy) copy_on_write(sequence, static_cast<std::size_t>(first), copies);
   for (std::int32_t i = 0; i < num_missing; ++i) sequence.block_table.push_back(allocate());
   return true;
 }
 
-void BlockManager::seal(Sequence& sequence) {
+void BlockManager::seal(Sequence& sequence, std::vector<BlockId>& retired) {
   if (!config_.enable_prefix_caching) return;
   const std::int32_t num_full = sequence.num_computed_tokens / config_.block_size;
-  while (sequence.num_sealed_blocks < num_full) seal_next(sequence);
+  while (sequence.num_sealed_blocks < num_full) seal_next(sequence, retired);
 }
 
 void BlockManager::share(const Sequence& parent, Sequence& child) {
@@ -82,7 +83,14 @@ void BlockManager::release(Sequence& sequence) {
 }
 
 void BlockManager::release_sources(const BlockCopies& copies) {
-  for (const BlockId source : copies.sources) release(source);
+  for (const BlockId source : copies.sources) {
+    --copy_references_[static_cast<std::size_t>(source)];
+    release(source);
+  }
+}
+
+void BlockManager::release_retired(const std::vector<BlockId>& retired) {
+  for (const BlockId block : retired) release(block);
 }
 
 std::span<const TokenId> BlockManager::block_tokens(const Sequence& sequence, std::int32_t index) const {
@@ -112,10 +120,9 @@ void BlockManager::release(BlockId block) {
     free_.push_front(block);  // worth nothing: reuse it before anything cached is evicted
 }
 
-// References held for copies do not count: they read before anybody writes.
-bool BlockManager::is_shared(BlockId block, const BlockCopies& copies) const {
-  if (num_references(block) == 1) return false;
-  return num_references(block) - std::count(copies.sources.begin(), copies.sources.end(), block) > 1;
+// References held for copies do not count: those of this step and of steps in flight read before anybody writes.
+bool BlockManager::is_writable(BlockId block) const {
+  return num_references(block) - copy_references_[static_cast<std::size_t>(block)] == 1 && !cache_.contains(block);
 }
 
 void BlockManager::match_prefix(Sequence& sequence) const {
@@ -133,15 +140,14 @@ void BlockManager::copy_on_write(Sequence& sequence, std::size_t index, BlockCop
   const BlockId source = sequence.block_table[index];
   sequence.block_table[index] = allocate();
   sequence.num_row_blocks = std::min(sequence.num_row_blocks, static_cast<std::int32_t>(index));
+  ++copy_references_[static_cast<std::size_t>(source)];
   copies.sources.push_back(source);  // the sequence's reference passes to the copy
   copies.destinations.push_back(sequence.block_table[index]);
 }
 
-void BlockManager::seal_next(Sequence& sequence) {
+void BlockManager::seal_next(Sequence& sequence, std::vector<BlockId>& retired) {
   const std::int32_t index = sequence.num_sealed_blocks++;
   BlockId& block = sequence.block_table[static_cast<std::size_t>(index)];
-  PAGED_INVARIANT(num_references(block) == 1, "sequence ", sequence.id, " filled block ", block, " which has ",
-                  num_references(block), " references");
   const ContentId parent =
       index == 0 ? sequence.root : cache_.content_id(sequence.block_table[static_cast<std::size_t>(index) - 1]);
   const std::span<const TokenId> tokens = block_tokens(sequence, index);
@@ -151,7 +157,7 @@ void BlockManager::seal_next(Sequence& sequence) {
     return;
   }
   retain(twin);
-  release(block);
+  retired.push_back(block);
   block = twin;
   sequence.num_row_blocks = std::min(sequence.num_row_blocks, index);
 }
@@ -173,8 +179,10 @@ void BlockManager::check_integrity() const {
 
 void BlockManager::check_integrity(const Sequence& sequence) const {
   const auto num_held = static_cast<std::int32_t>(sequence.block_table.size());
-  PAGED_INVARIANT(blocks_for(sequence.num_computed_tokens) <= num_held, "sequence ", sequence.id, " computed ",
-                  sequence.num_computed_tokens, " tokens but holds ", num_held, " blocks");
+  PAGED_INVARIANT(sequence.num_computed_tokens <= sequence.num_tokens(), "sequence ", sequence.id, " computed ",
+                  sequence.num_computed_tokens, " of ", sequence.num_tokens(), " tokens");
+  PAGED_INVARIANT(blocks_for(sequence.num_planned_tokens()) <= num_held, "sequence ", sequence.id, " computes ",
+                  sequence.num_planned_tokens(), " tokens but holds ", num_held, " blocks");
   const std::int32_t num_full = sequence.num_computed_tokens / config_.block_size;
   PAGED_INVARIANT(sequence.num_sealed_blocks == (config_.enable_prefix_caching ? num_full : 0), "sequence ",
                   sequence.id, " sealed ", sequence.num_sealed_blocks, " of ", num_full, " full blocks");
@@ -183,7 +191,9 @@ void BlockManager::check_integrity(const Sequence& sequence) const {
     const BlockId block = sequence.block_table[static_cast<std::size_t>(i)];
     PAGED_INVARIANT(num_references(block) > 0, "sequence ", sequence.id, " holds free block ", block);
     const bool is_sealed = i < sequence.num_sealed_blocks;
-    PAGED_INVARIANT(cache_.contains(block) == is_sealed, "block ", block, " of sequence ", sequence.id, " is ",
+    const bool may_be_sealed_by_parent = i == num_full && sequence.num_scheduled_tokens == 0;
+    PAGED_INVARIANT(cache_.contains(block) == is_sealed || (!is_sealed && may_be_sealed_by_parent), "block ", block,
+                    " of sequence ", sequence.id, " is ",
                     is_sealed ? "sealed but not cached" : "cached but not sealed");
     if (!is_sealed) continue;
     PAGED_INVARIANT(cache_.find(parent, block_tokens(sequence, i)) == block, "block ", block,

@@ -7,6 +7,9 @@
 // evicted before the one it continues. A cached block is never written: only a sequence's blocks past
 // num_sealed_blocks are, and only while nobody else references them (copy-on-write).
 //
+// Steps may be in flight: the device runs them in order, so a block may be given new content by a later step as soon as
+// it is free; whoever frees sees to it that no step in flight shows a free block.
+//
 // Every operation on a block is O(1) (O(block_size) where it hashes tokens) and allocates nothing.
 #pragma once
 
@@ -28,8 +31,8 @@ struct BlockManagerConfig {
 };
 
 // Blocks to copy before the step writes its own keys and values. No block is both a source and a destination, so the
-// copies may run in any order, or at once. Holds one reference on each source until release_sources(), lest the source
-// be freed and handed out within the same step.
+// copies may run in any order, or at once. Holds one reference on each source until release_sources() at the commit,
+// lest the source be freed and handed out within the same step, or while a step in flight still reads it.
 struct BlockCopies {
   std::vector<BlockId> sources;
   std::vector<BlockId> destinations;
@@ -44,22 +47,24 @@ class BlockManager {
   // changed, unless `num_spare_blocks` would stay free.
   bool admit(Sequence& sequence, std::int32_t num_spare_blocks);
 
-  // Makes the next num_new_tokens positions writable: new blocks, and a copy of the first one if it is shared. False,
-  // with nothing changed, when too few blocks are free.
+  // Makes the num_new_tokens positions after the planned ones writable: new blocks, and a copy of the first one if it
+  // is shared or cached. False, with nothing changed, when too few blocks are free.
   bool grow(Sequence& sequence, std::int32_t num_new_tokens, BlockCopies& copies);
 
   // Caches the blocks that num_computed_tokens has filled since. One whose content another block already holds is
-  // replaced by that block and freed: the kernels are batch invariant, so both hold the same bits. The step's copies
-  // are released first.
-  void seal(Sequence& sequence);
+  // replaced by that block: the kernels are batch invariant, so both hold the same bits. The replaced one is appended
+  // to `retired`, with its reference, for steps in flight may still read it.
+  void seal(Sequence& sequence, std::vector<BlockId>& retired);
 
-  // The child, which holds nothing, references every block with computed tokens of the parent.
+  // The child, which holds nothing, references every block with computed tokens of the parent. A step in flight may
+  // yet fill the last of them for the parent, which then seals it: the child copies it before it writes.
   void share(const Sequence& parent, Sequence& child);
 
   // Frees all blocks of the sequence; nothing of it is computed any more.
   void release(Sequence& sequence);
 
   void release_sources(const BlockCopies& copies);
+  void release_retired(const std::vector<BlockId>& retired);
 
   // Every sequence holds its salt's root from creation to destruction.
   ContentId acquire_root(const std::string& salt) { return cache_.salts().acquire(salt); }
@@ -75,7 +80,8 @@ class BlockManager {
 
   // Throws InternalError with what is wrong, in O(num_blocks): every block is free or in use, the cache is whole.
   void check_integrity() const;
-  // The sequence's blocks are referenced, its sealed ones hold its tokens, and the others are not cached.
+  // The sequence's blocks are referenced, its sealed ones hold its tokens, and the others are not cached, but for one
+  // that it is about to copy.
   void check_integrity(const Sequence& sequence) const;
 
  private:
@@ -85,13 +91,14 @@ class BlockManager {
   BlockId allocate();
   void retain(BlockId block);
   void release(BlockId block);
-  bool is_shared(BlockId block, const BlockCopies& copies) const;
+  bool is_writable(BlockId block) const;
   void match_prefix(Sequence& sequence) const;
   void copy_on_write(Sequence& sequence, std::size_t index, BlockCopies& copies);
-  void seal_next(Sequence& sequence);
+  void seal_next(Sequence& sequence, std::vector<BlockId>& retired);
 
   BlockManagerConfig config_;
-  std::vector<std::int32_t> references_;  // [num_blocks]
+  std::vector<std::int32_t> references_;       // [num_blocks]
+  std::vector<std::int32_t> copy_references_;  // [num_blocks] those of them that BlockCopies hold
   FreeBlockList free_;
   PrefixCache cache_;
 };

@@ -15,6 +15,8 @@ SchedulerConfig checked(SchedulerConfig config) {
               config.max_num_batched_tokens);
   PAGED_CHECK(config.max_model_len > 1, "max_model_len must be at least 2, got ", config.max_model_len);
   PAGED_CHECK(config.max_wait_steps >= 0, "max_wait_steps must be at least 0, got ", config.max_wait_steps);
+  PAGED_CHECK(config.max_steps_in_flight > 0, "max_steps_in_flight must be at least 1, got ",
+              config.max_steps_in_flight);
   config.max_num_sequences = std::min(config.max_num_sequences, config.max_num_batched_tokens);
   return config;
 }
@@ -36,12 +38,16 @@ Scheduler::Scheduler(const SchedulerConfig& config, BlockHash hash)
       blocks_({config_.num_blocks, config_.block_size, config_.enable_prefix_caching}, hash),
       batch_builder_({config_.max_num_batched_tokens, config_.max_num_sequences, blocks_.blocks_for(max_num_tokens_)},
                      config_.block_size),
-      rows_(static_cast<std::size_t>(config_.max_num_sequences)) {
+      rows_(static_cast<std::size_t>(config_.max_num_sequences)),
+      plans_(static_cast<std::size_t>(config_.max_steps_in_flight)) {
   const auto num_rows = rows_.size();
   running_.reserve(num_rows);
-  plan_.sequences.reserve(num_rows);
-  plan_.block_copies.sources.reserve(num_rows);
-  plan_.block_copies.destinations.reserve(num_rows);
+  for (StepPlan& plan : plans_) {
+    plan.sequences.reserve(num_rows);
+    plan.block_copies.sources.reserve(num_rows);
+    plan.block_copies.destinations.reserve(num_rows);
+    plan.retired_blocks.reserve(num_rows * plans_.size());  // as many as decoding ever retires
+  }
   for (std::int32_t row = config_.max_num_sequences; row-- > 0;) free_rows_.push_back(row);
 }
 
@@ -84,11 +90,11 @@ Sequence& Scheduler::take_in(std::unique_ptr<Sequence> sequence) {
 }
 
 bool Scheduler::fork(SequenceId parent, SequenceId child) {
-  PAGED_INVARIANT(!step_in_flight_, "fork of sequence ", parent, " during a step");
   PAGED_CHECK(!sequences_.contains(child), "sequence id ", child, " is in use");
   const auto position = sequences_.find(parent);
   if (position == sequences_.end()) return false;
   const Sequence& source = *position->second;
+  if (source.status == SequenceStatus::kFinished) return false;
 
   auto sequence = std::make_unique<Sequence>();
   sequence->id = child;
@@ -113,47 +119,60 @@ bool Scheduler::remove(SequenceId id) {
   const auto position = sequences_.find(id);
   if (position == sequences_.end()) return false;
   Sequence& sequence = *position->second;
-  if (sequence.status == SequenceStatus::kFinished) return false;  // removed before, during this very step
+  if (sequence.status == SequenceStatus::kFinished) return false;  // it only awaits the end of its steps in flight
   if (sequence.status == SequenceStatus::kWaiting) {
     waiting_.remove(sequence, step_);
     drop(sequence);
     return true;
   }
   sequence.status = SequenceStatus::kFinished;
-  if (!step_in_flight_) drop_finished();
+  std::erase(running_, &sequence);
+  if (sequence.num_steps_in_flight > 0) return true;
+  stop_running(sequence);
+  drop(sequence);
   return true;
 }
 
 const StepPlan& Scheduler::schedule() {
-  PAGED_INVARIANT(!step_in_flight_, "schedule() before the last plan was committed");
-  step_in_flight_ = true;
-  plan_.clear();
+  PAGED_INVARIANT(num_steps_in_flight_ < config_.max_steps_in_flight, "schedule() with ", num_steps_in_flight_,
+                  " steps in flight");
+  plan_ = &plans_[plan_index(step_ + 1)];
+  plan_->clear();
+  if (must_preempt_ && num_steps_in_flight_ > 0) return *plan_;
+  must_preempt_ = false;
   waiting_.promote_due(++step_);
-  const bool preempted = schedule_running();
-  if (!preempted) admit_waiting();
-  PAGED_INVARIANT(!plan_.sequences.empty() || sequences_.empty(), "none of ", sequences_.size(),
-                  " sequences can advance");
-  return plan_;
+  if (schedule_running()) admit_waiting();
+  if (plan_->sequences.empty()) {
+    PAGED_INVARIANT(num_steps_in_flight_ > 0 || sequences_.empty(), "none of ", sequences_.size(),
+                    " sequences can advance");
+    --step_;
+  } else {
+    ++num_steps_in_flight_;
+  }
+  return *plan_;
 }
 
-// True if a sequence was preempted.
+// False if blocks ran out.
 bool Scheduler::schedule_running() {
-  bool preempted = false;
+  bool had_blocks = true;
   for (std::size_t i = 0; i < running_.size(); ++i) {
     while (i < running_.size() && !advance(i)) {
+      had_blocks = false;
+      must_preempt_ = num_steps_in_flight_ > 0;
+      if (must_preempt_) break;  // it stands still, and those behind it that need no block do not
       preempt_least_urgent();
-      preempted = true;
     }
   }
-  return preempted;
+  return had_blocks;
 }
 
+// False if it finds no block.
 bool Scheduler::advance(std::size_t index) {
   Sequence& sequence = *running_[index];
+  if (sequence.num_tokens() + sequence.num_pending_tokens >= sequence.max_num_tokens) return true;  // it surely ends
   const auto num_behind = static_cast<std::int32_t>(running_.size() - index - 1);
-  const std::int32_t num_scheduled_tokens =
-      std::min(sequence.num_tokens() - sequence.num_computed_tokens, budget_left() - num_behind);
-  if (!blocks_.grow(sequence, num_scheduled_tokens, plan_.block_copies)) return false;
+  const std::int32_t num_scheduled_tokens = num_tokens_to_schedule(sequence, budget_left() - num_behind);
+  if (!blocks_.grow(sequence, num_scheduled_tokens, plan_->block_copies)) return false;
   append_to_plan(sequence, num_scheduled_tokens);
   return true;
 }
@@ -165,15 +184,26 @@ void Scheduler::admit_waiting() {
     waiting_.remove(sequence, step_);
     start_running(sequence);
     num_cached_tokens_ += sequence.num_computed_tokens;
-    append_to_plan(sequence, std::min(sequence.num_tokens() - sequence.num_computed_tokens, budget_left()));
+    append_to_plan(sequence, num_tokens_to_schedule(sequence, budget_left()));
   }
 }
 
-void Scheduler::append_to_plan(const Sequence& sequence, std::int32_t num_scheduled_tokens) {
-  const bool samples = sequence.num_computed_tokens + num_scheduled_tokens == sequence.num_tokens();
-  plan_.sequences.push_back({sequence.id, sequence.row, sequence.num_computed_tokens, num_scheduled_tokens, samples});
-  plan_.num_tokens += num_scheduled_tokens;
-  plan_.num_logits_rows += samples ? 1 : 0;
+std::int32_t Scheduler::num_tokens_to_schedule(const Sequence& sequence, std::int32_t budget) const {
+  const std::int32_t position = sequence.num_planned_tokens();
+  const std::int32_t end = position < sequence.num_prompt_tokens ? sequence.num_prompt_tokens
+                                                                 : sequence.num_tokens() + sequence.num_pending_tokens;
+  return std::min(end - position, budget);
+}
+
+void Scheduler::append_to_plan(Sequence& sequence, std::int32_t num_scheduled_tokens) {
+  const std::int32_t position = sequence.num_planned_tokens();
+  const bool samples = position + num_scheduled_tokens == sequence.num_tokens() + sequence.num_pending_tokens;
+  plan_->sequences.push_back({sequence.id, sequence.row, position, num_scheduled_tokens, samples});
+  plan_->num_tokens += num_scheduled_tokens;
+  plan_->num_logits_rows += samples ? 1 : 0;
+  sequence.num_scheduled_tokens += num_scheduled_tokens;
+  sequence.num_pending_tokens += samples ? 1 : 0;
+  ++sequence.num_steps_in_flight;
 }
 
 // The sequence holds its blocks already.
@@ -195,7 +225,7 @@ void Scheduler::start_running(Sequence& sequence) {
   running_.insert(position, &sequence);
 }
 
-// The caller takes it out of running_.
+// No step in flight includes it. The caller takes it out of running_.
 void Scheduler::stop_running(Sequence& sequence) {
   blocks_.release(sequence);
   rows_[static_cast<std::size_t>(sequence.row)] = nullptr;
@@ -214,24 +244,36 @@ void Scheduler::preempt_least_urgent() {
 const StepBatch& Scheduler::build_batch(const StepPlan& plan) { return batch_builder_.build(plan, rows_); }
 
 void Scheduler::commit(const StepPlan& plan, std::span<const TokenId> sampled, std::vector<TokenEvent>& events) {
-  PAGED_INVARIANT(step_in_flight_ && &plan == &plan_, "commit() of a plan that is not in flight");
+  PAGED_INVARIANT(num_steps_in_flight_ > 0 && &plan == &plan_in_flight(0),
+                  "commit() of a plan that is not the oldest in flight");
   PAGED_INVARIANT(std::cmp_equal(sampled.size(), plan.num_logits_rows), "the step samples ", plan.num_logits_rows,
                   " tokens, got ", sampled.size());
-  step_in_flight_ = false;
+  --num_steps_in_flight_;
   blocks_.release_sources(plan.block_copies);
+  std::vector<BlockId>& retired_blocks = newest_plan().retired_blocks;
   bool any_finished = false;
   std::size_t num_used = 0;
   for (const ScheduledSequence& scheduled : plan.sequences) {
     Sequence& sequence = at_row(scheduled.row);
-    sequence.num_computed_tokens += scheduled.num_scheduled_tokens;
-    blocks_.seal(sequence);
+    commit_counts(sequence, scheduled);
+    blocks_.seal(sequence, retired_blocks);
     if (scheduled.samples) {
       const TokenId token = sampled[num_used++];
       if (sequence.status == SequenceStatus::kRunning) events.push_back(accept(sequence, token));
     }
     any_finished |= sequence.status == SequenceStatus::kFinished;
   }
-  if (any_finished) drop_finished();
+  blocks_.release_retired(plan.retired_blocks);
+  if (any_finished) drop_finished(plan);
+}
+
+void Scheduler::commit_counts(Sequence& sequence, const ScheduledSequence& scheduled) {
+  --sequence.num_steps_in_flight;
+  sequence.num_scheduled_tokens -= scheduled.num_scheduled_tokens;
+  sequence.num_pending_tokens -= scheduled.samples ? 1 : 0;
+  // What was computed from dropped tokens does not count.
+  sequence.num_computed_tokens =
+      std::min(sequence.num_computed_tokens + scheduled.num_scheduled_tokens, sequence.num_tokens());
 }
 
 TokenEvent Scheduler::accept(Sequence& sequence, TokenId token) {
@@ -245,17 +287,14 @@ TokenEvent Scheduler::accept(Sequence& sequence, TokenId token) {
   return {sequence.id, token, reason};
 }
 
-void Scheduler::drop_finished() {
-  std::size_t num_kept = 0;
-  for (Sequence* sequence : running_) {
-    if (sequence->status == SequenceStatus::kRunning) {
-      running_[num_kept++] = sequence;
-      continue;
-    }
-    stop_running(*sequence);
-    drop(*sequence);
+void Scheduler::drop_finished(const StepPlan& plan) {
+  std::erase_if(running_, [](const Sequence* sequence) { return sequence->status == SequenceStatus::kFinished; });
+  for (const ScheduledSequence& scheduled : plan.sequences) {
+    Sequence& sequence = at_row(scheduled.row);
+    if (sequence.status != SequenceStatus::kFinished || sequence.num_steps_in_flight > 0) continue;
+    stop_running(sequence);
+    drop(sequence);
   }
-  running_.resize(num_kept);
 }
 
 void Scheduler::drop(Sequence& sequence) {

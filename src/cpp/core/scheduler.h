@@ -1,6 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Decides what each step runs, and owns every sequence from add() to its end. A step is schedule(), build_batch(), the
-// model, commit(). add() and remove() are allowed at any time, fork() between steps. One thread calls.
+// model, commit(); build_batch() follows schedule() at once. add(), remove() and fork() are allowed between any two of
+// these calls but those. One thread calls.
+//
+// Up to max_steps_in_flight steps may be scheduled and not yet committed, so that a device never waits for the host; it
+// runs them in order, and they are committed in order. A sequence whose token a step in flight samples goes on at the
+// next position with a pending token (sequence.h), unless that token surely is its last. If the commit shows that it
+// has stopped, what later steps in flight compute and sample for it is dropped, and its blocks, row and id are free
+// only once these are committed. The same holds for a block that a commit replaces by an equal one (retired_blocks).
 //
 // There are no phases: a sequence needs num_tokens - num_computed_tokens tokens, many (prefill) or one (decode), and a
 // step mixes both (the scheme of vLLM's V1 scheduler; https://github.com/vllm-project/vllm).
@@ -12,6 +19,10 @@
 //   running sequence, so that it is not undone in the next steps.
 // - When a running sequence finds no block, the least urgent running one (maybe itself) is preempted: it frees its
 //   blocks and waits; the prefix cache spares it what nobody overwrote. The most urgent sequence thus always advances.
+//   Nobody is preempted under a step in flight: who finds no block stands still in this plan, and the next ones are
+//   empty until all steps are committed, which may have freed enough.
+// - No chunk crosses from the prompt into generated tokens, which a preempted sequence computes again: a token always
+//   goes through the same kernel (StepBatch::is_decode), so preemption does not change a bit.
 //
 // Starvation bound: a sequence is promoted after max_wait_steps steps in the queue. From then on only those running at
 // that moment and those that arrived earlier can be before it, each for at most max_model_len steps at a time.
@@ -43,6 +54,7 @@ struct SchedulerConfig {
   std::int32_t max_model_len = 0;
   std::int32_t max_wait_steps = 1024;  // in the queue, then promoted; 0 is first come, first served
   bool enable_prefix_caching = true;
+  std::int32_t max_steps_in_flight = 1;
 };
 
 struct TokenEvent {
@@ -65,24 +77,26 @@ class Scheduler {
   // room for one token in max_model_len, in the pool, or in its own max_total_tokens.
   void add(SequenceSpec spec);
 
-  // The child continues from the parent's tokens as a sequence of its own. Where a row is free it shares the parent's
-  // blocks, copied when one of them writes; else it waits like any other. False if the parent is unknown.
+  // The child continues from the parent's committed tokens as a sequence of its own. Where a row is free it shares the
+  // parent's blocks, copied when one of them writes; else it waits like any other. False if the parent is unknown or
+  // has ended.
   bool fork(SequenceId parent, SequenceId child);
 
-  // Cancels without an event. Between schedule() and commit() its blocks stay until commit(), for the step writes them.
-  // False if unknown.
+  // Cancels without an event. False if it is unknown or has ended.
   bool remove(SequenceId id);
 
-  // Empty only when there are no sequences. Must be committed before the next call.
+  // Fewer than max_steps_in_flight steps may be in flight. An empty plan is no step and is not committed: there are no
+  // sequences, or the oldest step in flight must be committed before anything can be scheduled.
   const StepPlan& schedule();
   const StepBatch& build_batch(const StepPlan& plan);
-  // sampled: [plan.num_logits_rows]. Appends an event for each token, in the plan's order; a sequence whose
-  // finish_reason is set is gone.
+  // Of the oldest plan in flight. sampled: [plan.num_logits_rows]. Appends an event for each token but those of ended
+  // sequences, in the plan's order; a sequence whose finish_reason is set has ended.
   void commit(const StepPlan& plan, std::span<const TokenId> sampled, std::vector<TokenEvent>& events);
 
-  // Null if unknown; valid until the sequence ends.
+  // Null if unknown; valid until the sequence has ended and no step in flight includes it.
   const Sequence* find(SequenceId id) const;
-  bool has_work() const { return !sequences_.empty(); }
+  bool has_work() const { return !sequences_.empty(); }  // sequences, or steps in flight
+  std::int32_t num_steps_in_flight() const { return num_steps_in_flight_; }
   std::int32_t num_waiting() const { return waiting_.size(); }
   std::int32_t num_running() const { return static_cast<std::int32_t>(running_.size()); }
   std::int32_t num_free_blocks() const { return blocks_.num_free_blocks(); }
@@ -94,19 +108,29 @@ class Scheduler {
   void check_integrity() const;
 
  private:
+  void check_sequences() const;
+  void check_references() const;
   std::unique_ptr<Sequence> make_sequence(SequenceSpec spec);
   Sequence& take_in(std::unique_ptr<Sequence> sequence);
   bool schedule_running();
   bool advance(std::size_t index);
   void admit_waiting();
-  void append_to_plan(const Sequence& sequence, std::int32_t num_scheduled_tokens);
+  std::int32_t num_tokens_to_schedule(const Sequence& sequence, std::int32_t budget) const;
+  void append_to_plan(Sequence& sequence, std::int32_t num_scheduled_tokens);
   void start_running(Sequence& sequence);
   void stop_running(Sequence& sequence);
   void preempt_least_urgent();
+  void commit_counts(Sequence& sequence, const ScheduledSequence& scheduled);
   TokenEvent accept(Sequence& sequence, TokenId token);
-  void drop_finished();
+  void drop_finished(const StepPlan& plan);
   void drop(Sequence& sequence);
-  std::int32_t budget_left() const { return config_.max_num_batched_tokens - plan_.num_tokens; }
+  std::int32_t budget_left() const { return config_.max_num_batched_tokens - plan_->num_tokens; }
+  std::size_t plan_index(std::int64_t step) const { return static_cast<std::size_t>(step) % plans_.size(); }
+  StepPlan& newest_plan() { return plans_[plan_index(step_)]; }
+  // index 0 is the oldest, num_steps_in_flight_ - 1 the newest.
+  const StepPlan& plan_in_flight(std::int32_t index) const {
+    return plans_[plan_index(step_ - num_steps_in_flight_ + 1 + index)];
+  }
   Sequence& at_row(std::int32_t row) { return *rows_[static_cast<std::size_t>(row)]; }
 
   SchedulerConfig config_;
@@ -116,11 +140,13 @@ class Scheduler {
   WaitingQueue waiting_;
   std::unordered_map<SequenceId, std::unique_ptr<Sequence>> sequences_;
   std::vector<Sequence*> running_;  // most urgent first
-  std::vector<Sequence*> rows_;     // [max_num_sequences] who runs in a row, or null
+  std::vector<Sequence*> rows_;     // [max_num_sequences] who runs in a row, or has ended but is in flight, or null
   std::vector<std::int32_t> free_rows_;
-  StepPlan plan_;
-  bool step_in_flight_ = false;
-  std::int64_t step_ = 0;
+  std::vector<StepPlan> plans_;  // [max_steps_in_flight] a step's is at step % max_steps_in_flight
+  StepPlan* plan_ = nullptr;     // the one that schedule() writes
+  std::int32_t num_steps_in_flight_ = 0;
+  bool must_preempt_ = false;  // as soon as no step is in flight
+  std::int64_t step_ = 0;      // the last one scheduled
   std::int64_t num_arrivals_ = 0;
   std::int64_t num_cached_tokens_ = 0;
   std::int64_t num_preemptions_ = 0;

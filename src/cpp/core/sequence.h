@@ -2,8 +2,13 @@
 // A sequence: its tokens, what of them is computed, the blocks that hold their keys and values, and when it ends.
 // Plain data. The scheduler owns it; the block manager writes the block fields, the batch builder num_row_blocks.
 //
-// Between steps: num_sealed_blocks <= num_computed_tokens / block_size <= block_table.size(), and a sequence that
-// waits holds no block and has nothing computed.
+// Between calls: num_sealed_blocks <= num_computed_tokens / block_size <= block_table.size(), and a sequence that
+// waits holds no block, has nothing computed and is in no step in flight.
+//
+// A step is in flight from its plan to the plan's commit. What the committed steps did stands in num_computed_tokens
+// and tokens; what those in flight will do, in num_scheduled_tokens and num_pending_tokens. A sequence that runs has
+// num_planned_tokens() < num_tokens() + num_pending_tokens: the last token is still to be scheduled. A pending token
+// exists only where all tokens before it are scheduled, so then the difference is 1 and that last token is pending.
 #pragma once
 
 #include <cstdint>
@@ -36,9 +41,12 @@ struct Sequence {
   std::vector<TokenId> tokens;  // the prompt, then what was generated
   StopRules stop;
   std::int32_t num_prompt_tokens = 0;
-  std::int32_t num_computed_tokens = 0;  // leading tokens whose keys and values are in the cache
-  std::int32_t num_cached_tokens = 0;    // prompt tokens that the prefix cache served at the first admission
-  std::int32_t max_num_tokens = 0;       // it ends when it has so many
+  std::int32_t num_computed_tokens = 0;   // leading tokens whose keys and values are in the cache
+  std::int32_t num_scheduled_tokens = 0;  // the tokens after those: steps in flight compute them
+  std::int32_t num_pending_tokens = 0;    // sampled by steps in flight: only the device knows them
+  std::int32_t num_steps_in_flight = 0;   // that include it; until 0 its blocks, its row and its id stay its own
+  std::int32_t num_cached_tokens = 0;     // prompt tokens that the prefix cache served at the first admission
+  std::int32_t max_num_tokens = 0;        // it ends when it has so many
   SequenceStatus status = SequenceStatus::kWaiting;
 
   // Urgency (waiting_queue.h).
@@ -58,6 +66,7 @@ struct Sequence {
 
   std::int32_t num_tokens() const { return static_cast<std::int32_t>(tokens.size()); }
   std::int32_t num_generated_tokens() const { return num_tokens() - num_prompt_tokens; }
+  std::int32_t num_planned_tokens() const { return num_computed_tokens + num_scheduled_tokens; }
 };
 
 }  // namespace paged

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What one step does: which sequences run how many tokens, and which blocks are copied first. Written by
-// Scheduler::schedule(), valid until the next one.
+// Scheduler::schedule(), at a fixed address and valid until it is committed.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@ namespace paged {
 struct ScheduledSequence {
   SequenceId id = 0;
   std::int32_t row = 0;  // of block_tables: the sequence's for as long as it runs, so also a key for state of one's own
-  std::int32_t num_computed_tokens = 0;   // before this step
+  std::int32_t num_computed_tokens = 0;   // before this step, once those in flight before it are done
   std::int32_t num_scheduled_tokens = 0;  // query_len
   bool samples = false;                   // false in mid-prefill
 
@@ -25,6 +25,7 @@ struct ScheduledSequence {
 struct StepPlan {
   std::vector<ScheduledSequence> sequences;
   BlockCopies block_copies;
+  std::vector<BlockId> retired_blocks;  // no table shows them, but steps up to this one may: freed at its commit
   std::int32_t num_tokens = 0;
   std::int32_t num_logits_rows = 0;
 
@@ -32,6 +33,7 @@ struct StepPlan {
     sequences.clear();
     block_copies.sources.clear();
     block_copies.destinations.clear();
+    retired_blocks.clear();
     num_tokens = 0;
     num_logits_rows = 0;
   }

@@ -4,6 +4,8 @@
 #include <cstring>
 
 #include "base/check.h"
+#include "cpu/float16.h"
+#include "cpu/packed_matrix.h"
 
 namespace paged::cpu {
 namespace {
@@ -72,6 +74,20 @@ void read_q6_k(Bytes p, GgufBlock& block) {
   }
 }
 
+// The values of one block.
+void dequantise(const GgufBlock& block, const QuantLayout& layout, float* out) {
+  const float d = to_float(Float16{block.d}), block_min = layout.has_min ? to_float(Float16{block.min}) : 0.0f;
+  for (int group = 0; group < layout.groups(); ++group) {
+    const float scale = layout.sub_scaled ? d * static_cast<float>(block.scales[group]) : d;
+    float min = layout.zero != 0 ? scale * static_cast<float>(-layout.zero) : block_min;
+    if (layout.sub_scaled && layout.has_min) min *= -static_cast<float>(block.mins[group]);
+    for (int k = group * layout.group_k; k < (group + 1) * layout.group_k; ++k) {
+      const int code = layout.is_signed ? static_cast<std::int8_t>(block.codes[k]) : block.codes[k];
+      out[k] = static_cast<float>(code) * scale + min;
+    }
+  }
+}
+
 }  // namespace
 
 GgufBlockSize block_size_of(WeightType type) {
@@ -116,6 +132,34 @@ void read_block(WeightType type, const std::byte* source, GgufBlock& block) {
     case WeightType::kQ6_K: read_q6_k(p, block); return;
     default: PAGED_INVARIANT(false, name_of(type), " has no blocks");
   }
+}
+
+void read_row(WeightType type, const std::byte* row, std::int64_t cols, float* out) {
+  const QuantLayout* layout = layout_of(packed_format_of(type));
+  PAGED_INVARIANT(layout != nullptr, name_of(type), " has no blocks");
+  const int num_bytes = block_size_of(type).num_bytes;
+  for (std::int64_t k = 0; k < cols; k += layout->block_k, row += num_bytes) {
+    GgufBlock block;
+    read_block(type, row, block);
+    dequantise(block, *layout, out + k);
+  }
+}
+
+std::int64_t checked_row_bytes(const WeightSource& source) {
+  const auto [num_weights, num_bytes] = block_size_of(source.type);
+  PAGED_CHECK(source.rows > 0 && source.cols > 0, "weights: a ", name_of(source.type),
+              " matrix needs rows and columns, got ", source.rows, " x ", source.cols);
+  PAGED_CHECK(source.cols % num_weights == 0, "weights: ", name_of(source.type), " rows come in groups of ",
+              num_weights, " columns, got ", source.cols, " columns");
+  const std::int64_t row_bytes = source.cols / num_weights * num_bytes;
+  PAGED_CHECK(source.num_bytes / row_bytes == source.rows && source.num_bytes % row_bytes == 0, "weights: a ",
+              source.rows, " x ", source.cols, " ", name_of(source.type), " matrix has ", row_bytes,
+              " bytes a row, got ", source.num_bytes, " bytes in all");
+  if (source.row_order != nullptr)
+    for (std::int64_t i = 0; i < source.rows; ++i)
+      PAGED_CHECK(source.row_order[i] >= 0 && source.row_order[i] < source.rows, "weights: row_order[", i,
+                  "] = ", source.row_order[i], " is outside the ", source.rows, " rows");
+  return row_bytes;
 }
 
 }  // namespace paged::cpu

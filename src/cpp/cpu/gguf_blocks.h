@@ -28,4 +28,10 @@ GgufBlockSize block_size_of(WeightType type);
 
 void read_block(WeightType type, const std::byte* source, GgufBlock& block);
 
+// A whole row of a quantised type as float32, exactly.
+void read_row(WeightType type, const std::byte* row, std::int64_t cols, float* out);
+
+// Bytes of a row of the source. Throws std::invalid_argument if the source contradicts itself.
+std::int64_t checked_row_bytes(const WeightSource& source);
+
 }  // namespace paged::cpu

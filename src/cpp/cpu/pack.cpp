@@ -120,24 +120,9 @@ void pack_panel(const PanelSource& source, WeightType type, cpu::PackedMatrix& m
     pack_floats<std::uint16_t, 2>(source, matrix.cols, to);
 }
 
-std::int64_t checked_row_bytes(const WeightSource& source) {
-  const auto [num_weights, num_bytes] = cpu::block_size_of(source.type);
-  PAGED_CHECK(source.rows > 0 && source.cols > 0, "pack: a ", name_of(source.type),
-              " matrix needs rows and columns, got ", source.rows, " x ", source.cols);
-  PAGED_CHECK(source.cols % num_weights == 0, "pack: ", name_of(source.type), " rows come in groups of ", num_weights,
-              " columns, got ", source.cols, " columns");
-  const std::int64_t row_bytes = source.cols / num_weights * num_bytes;
-  PAGED_CHECK(source.num_bytes / row_bytes == source.rows && source.num_bytes % row_bytes == 0, "pack: a ", source.rows,
-              " x ", source.cols, " ", name_of(source.type), " matrix has ", row_bytes, " bytes a row, got ",
-              source.num_bytes, " bytes in all");
-  if (source.row_order != nullptr)
-    for (std::int64_t i = 0; i < source.rows; ++i)
-      PAGED_CHECK(source.row_order[i] >= 0 && source.row_order[i] < source.rows, "pack: row_order[", i,
-                  "] = ", source.row_order[i], " is outside the ", source.rows, " rows");
-  return row_bytes;
-}
-
 }  // namespace
+
+cpu::PackedFormat cpu::packed_format_of(WeightType type) { return entry_of(type).packed; }
 
 WeightType parse_weight_type(std::string_view name) {
   std::string known;
@@ -152,8 +137,8 @@ WeightType parse_weight_type(std::string_view name) {
 std::string_view name_of(WeightType type) { return entry_of(type).name; }
 
 WeightMatrixPtr pack_matrix(const WeightSource& source, ThreadPool& threads) {
-  const std::int64_t row_bytes = checked_row_bytes(source);
-  auto matrix = std::make_unique<cpu::PackedMatrix>(source.rows, source.cols, entry_of(source.type).packed);
+  const std::int64_t row_bytes = cpu::checked_row_bytes(source);
+  auto matrix = std::make_unique<cpu::PackedMatrix>(source.rows, source.cols, cpu::packed_format_of(source.type));
   threads.parallel_for(matrix->num_panels, [&](std::int64_t panel, int) {
     pack_panel(panel_source(source, row_bytes, panel), source.type, *matrix, panel);
   });

@@ -25,6 +25,8 @@ inline constexpr int kPanelRows = 16;
 
 enum class PackedFormat : std::uint8_t { kFloat32, kBFloat16, kFloat16, kQ8, kQ8Min, kQ4, kQ4Min, kQ4K, kQ5K, kQ6K };
 
+PackedFormat packed_format_of(WeightType type);
+
 struct QuantLayout {
   int block_k;     // weights of a row that share d
   int group_k;     // weights of a row that share a scale

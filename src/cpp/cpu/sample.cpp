@@ -9,9 +9,9 @@
 #include <functional>
 #include <limits>
 
+#include "base/philox.h"
 #include "cpu/cpu_ops.h"
 #include "cpu/kernel_table.h"
-#include "cpu/philox.h"
 
 namespace paged::cpu {
 namespace {

@@ -16,32 +16,36 @@ BatchView view_of(const StepBatch& batch) {
   view.num_tokens = batch.num_tokens;
   view.num_sequences = batch.num_sequences;
   view.num_logits_rows = batch.num_logits_rows;
+  view.num_decodes = batch.num_decodes;
   view.token_ids = batch.token_ids.data();
   view.positions = batch.positions.data();
   view.slot_mapping = batch.slot_mapping.data();
   view.query_start = batch.query_start.data();
   view.seq_lens = batch.seq_lens.data();
   view.block_table_rows = batch.block_table_rows.data();
+  view.is_decode = batch.is_decode.data();
   view.block_tables = batch.block_tables.data();
   view.logits_rows = batch.logits_rows.data();
+  view.sampled_table_rows = batch.sampled_table_rows.data();
   view.block_table_stride = batch.block_table_stride;
   return view;
 }
 
+SchedulerConfig with_steps_in_flight(SchedulerConfig config, std::int32_t max_steps_in_flight) {
+  config.max_steps_in_flight = max_steps_in_flight;
+  return config;
+}
+
 }  // namespace
 
-Engine::Engine(const SchedulerConfig& config, std::unique_ptr<Executor> executor, std::shared_ptr<ThreadPool> threads,
+Engine::Engine(const SchedulerConfig& config, std::unique_ptr<Executor> executor,
                std::shared_ptr<const TokenTable> token_table)
-    : config_(config),
+    : config_(with_steps_in_flight(config, executor->max_steps_in_flight())),
       pid_(getpid()),
-      threads_(std::move(threads)),
       executor_(std::move(executor)),
       token_table_(std::move(token_table)),
       vocab_size_(executor_->vocab_size()),
-      scheduler_(std::make_unique<Scheduler>(config)),
-      sampling_rows_(static_cast<std::size_t>(config.max_num_sequences)),
-      sampled_(static_cast<std::size_t>(config.max_num_sequences)),
-      sample_workspace_(ops::sample_workspace_bytes(threads_->num_threads(), vocab_size_)) {
+      scheduler_(std::make_unique<Scheduler>(config_)) {
   publish_stats();
   const BlockedSignals blocked;
   thread_ = std::thread([this] { loop(); });
@@ -114,8 +118,6 @@ void Engine::close() {
   if (thread_.joinable()) thread_.join();
   executor_.reset();
   scheduler_.reset();
-  threads_.reset();
-  sample_workspace_ = {};
 }
 
 bool Engine::closed() const {
@@ -134,7 +136,9 @@ void Engine::loop() noexcept {
   std::string failure;
   try {
     while (receive()) {
-      step();
+      while (std::ssize(in_flight_) < config_.max_steps_in_flight && launch_step()) {
+      }
+      if (!in_flight_.empty()) finish_step();
       publish_stats();
       announce_ended();
     }
@@ -159,7 +163,7 @@ bool Engine::receive() {
   received_.clear();
   {
     std::unique_lock lock(mutex_);
-    if (live_.empty()) wake_.wait(lock, [&] { return closing_ || !inbox_.empty(); });
+    if (live_.empty() && in_flight_.empty()) wake_.wait(lock, [&] { return closing_ || !inbox_.empty(); });
     if (closing_) return false;
     std::swap(received_, inbox_);
   }
@@ -189,53 +193,52 @@ void Engine::admit(std::shared_ptr<Request> request) {
   live_.emplace(id, Live{std::move(request), std::move(text), false});
 }
 
-void Engine::step() {
-  if (live_.empty()) return;  // the inbox held nothing but cancellations
+bool Engine::launch_step() {
+  if (live_.empty()) return false;
   const StepPlan& plan = scheduler_->schedule();
-  PAGED_INVARIANT(!plan.sequences.empty(), "nothing could be scheduled for ", live_.size(), " live requests");
+  if (plan.sequences.empty()) {
+    PAGED_INVARIANT(!in_flight_.empty(), "nothing could be scheduled for ", live_.size(), " live requests");
+    return false;
+  }
   const StepBatch& batch = scheduler_->build_batch(plan);
-  executor_->copy_blocks(plan.block_copies.sources, plan.block_copies.destinations);
-  const float* logits = executor_->run(view_of(batch));
-  sample(plan, logits);
-  events_.clear();
-  scheduler_->commit(plan, {sampled_.data(), static_cast<std::size_t>(plan.num_logits_rows)}, events_);
-  for (const TokenEvent& event : events_) deliver(event);
-  for (SequenceId id : failed_)
-    end(id, FinishReason::kError,
-        "the model's logits are not numbers (NaN): the weights or the prompt overflow this dtype");
-  ++num_steps_;
+  write_sampling_rows(plan);
+  executor_->launch({view_of(batch), batch.changed_table_entries, plan.block_copies.sources,
+                     plan.block_copies.destinations, sampling_rows_});
+  in_flight_.push_back(&plan);
+  return true;
 }
 
-void Engine::sample(const StepPlan& plan, const float* logits) {
-  failed_.clear();
-  if (plan.num_logits_rows == 0) return;
-  std::size_t row = 0;
+void Engine::write_sampling_rows(const StepPlan& plan) {
+  sampling_rows_.clear();
   for (const ScheduledSequence& scheduled : plan.sequences) {
     if (!scheduled.samples) continue;
     Live& live = live_.at(scheduled.id);
     if (!std::exchange(live.started, true))
       live.request->set_num_cached_tokens(scheduler_->find(scheduled.id)->num_cached_tokens);
     const SamplingParams& params = live.request->spec().sampling;
-    sampling_rows_[row++] = {params.temperature, params.top_p, std::max(params.top_k, 0), params.seed,
-                             scheduled.sampled_position()};
-  }
-  const MatrixView view{const_cast<float*>(logits), plan.num_logits_rows, vocab_size_, vocab_size_, DType::kFloat32};
-  ops::sample({Device::kCpu, threads_.get(), nullptr},
-              {view, sampling_rows_.data(), sample_workspace_.data(), sampled_.data()});
-  row = 0;
-  for (const ScheduledSequence& scheduled : plan.sequences) {
-    if (!scheduled.samples) continue;
-    TokenId& token = sampled_[row++];
-    if (token >= 0) continue;
-    token = 0;  // negative is ops::sample's mark for a row of NaNs: only its request fails
-    failed_.push_back(scheduled.id);
+    sampling_rows_.push_back(
+        {params.temperature, params.top_p, std::max(params.top_k, 0), params.seed, scheduled.sampled_position()});
   }
 }
 
+void Engine::finish_step() {
+  const std::span<const TokenId> sampled = executor_->wait();
+  events_.clear();
+  scheduler_->commit(*in_flight_.front(), sampled, events_);
+  in_flight_.pop_front();
+  for (const TokenEvent& event : events_) deliver(event);
+  ++num_steps_;
+}
+
 void Engine::deliver(const TokenEvent& event) {
-  for (SequenceId id : failed_)
-    if (id == event.id) return;
-  Live& live = live_.at(event.id);
+  if (event.token < 0) {  // the executor's mark for logits that are not numbers: only their request fails
+    end(event.id, FinishReason::kError,
+        "the model's logits are not numbers (NaN): the weights or the prompt overflow this dtype");
+    return;
+  }
+  const auto found = live_.find(event.id);
+  if (found == live_.end()) return;  // ended while its step was in flight
+  Live& live = found->second;
   // The text of a stop token is not part of the answer; the token itself is, as in vLLM.
   const bool is_stop_token = event.finish_reason == FinishReason::kStop;
   bool stopped = false;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The step loop. One thread per engine owns the scheduler and the executor: it takes requests from the inbox, and while
-// there is work schedules, runs, samples and commits one step after the other; it sleeps when idle and never takes the
-// GIL. Every public method may be called from any thread.
+// there is work it launches as many steps as the executor takes, then waits for the oldest, commits it and delivers its
+// tokens; it sleeps when idle and never takes the GIL. Every public method may be called from any thread.
 #pragma once
 
 #include <sys/types.h>
@@ -9,6 +9,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -16,9 +17,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "base/aligned_buffer.h"
 #include "core/scheduler.h"
-#include "cpu/thread_pool.h"
 #include "engine/request.h"
 #include "engine/text_stream.h"
 #include "engine/token_table.h"
@@ -44,7 +43,7 @@ struct EngineStats {
 
 class Engine {
  public:
-  Engine(const SchedulerConfig& config, std::unique_ptr<Executor> executor, std::shared_ptr<ThreadPool> threads,
+  Engine(const SchedulerConfig& config, std::unique_ptr<Executor> executor,
          std::shared_ptr<const TokenTable> token_table);
   ~Engine();
   Engine(const Engine&) = delete;
@@ -53,7 +52,7 @@ class Engine {
   // Throws std::invalid_argument for what can never run, EngineClosedError, or InternalError with the first cause if
   // the engine has failed.
   std::shared_ptr<Request> submit(RequestSpec spec);
-  void cancel(SequenceId id);  // takes effect at the next step; unknown or finished: nothing happens
+  void cancel(SequenceId id);  // takes effect before the next step is launched; unknown or finished: nothing happens
   void close();                // idempotent; running requests end as cancelled; all memory is given back
   bool closed() const;
   EngineStats stats() const;
@@ -82,8 +81,9 @@ class Engine {
   void loop() noexcept;
   bool receive();  // false: closing
   void admit(std::shared_ptr<Request> request);
-  void step();
-  void sample(const StepPlan& plan, const float* logits);
+  bool launch_step();  // false: nothing to launch
+  void write_sampling_rows(const StepPlan& plan);
+  void finish_step();  // the oldest one in flight
   void deliver(const TokenEvent& event);
   void end(SequenceId id, FinishReason reason, std::string_view error = {});
   void announce_ended();  // last in a step, so that who sees a request finished sees the stats that say so
@@ -92,7 +92,6 @@ class Engine {
 
   const SchedulerConfig config_;
   const pid_t pid_;
-  std::shared_ptr<ThreadPool> threads_;
   std::unique_ptr<Executor> executor_;
   std::shared_ptr<const TokenTable> token_table_;
   const std::int32_t vocab_size_;
@@ -100,11 +99,9 @@ class Engine {
   std::unique_ptr<Scheduler> scheduler_;
   std::unordered_map<SequenceId, Live> live_;
   std::vector<SamplingRow> sampling_rows_;
-  std::vector<TokenId> sampled_;
-  std::vector<SequenceId> failed_;
+  std::deque<const StepPlan*> in_flight_;  // launched and not yet committed, the oldest first
   std::vector<TokenEvent> events_;
   std::vector<Ended> ended_;
-  AlignedBuffer sample_workspace_;
   std::int64_t num_steps_ = 0;
   std::int64_t num_finished_ = 0;
 

@@ -4,6 +4,8 @@
 #include <array>
 #include <utility>
 
+#include "ops/gpu_ops.h"
+
 namespace paged {
 namespace {
 
@@ -30,6 +32,7 @@ constexpr std::array kSignatures = {
     Signature{OpKind::kRopeStoreKv, "rope_store_kv", 3, 1, 0, 0, 1},
     Signature{OpKind::kAttention, "attention", 1, 1, 0, 0, 2},
     Signature{OpKind::kGatedActivation, "gated_activation", 2, 1, 0, 0, 0},
+    Signature{OpKind::kGatedLinear, "gated_linear", 1, 2, 1, 2, 0},
     Signature{OpKind::kGatherRows, "gather_rows", 1, 1, 0, 0, 0},
     Signature{OpKind::kSoftcap, "softcap", 1, 1, 0, 0, 0},
 };
@@ -88,6 +91,11 @@ void Program::check_value(const Value& value, std::string_view op) const {
 
 std::int32_t Program::add_matrix(const WeightSource& source, ThreadPool& threads) {
   matrices_.push_back(pack_matrix(source, threads));
+  return static_cast<std::int32_t>(matrices_.size()) - 1;
+}
+
+std::int32_t Program::add_stacked_matrix(std::span<const WeightSource> sources, DType dtype, ThreadPool& threads) {
+  matrices_.push_back(gpu::upload_matrix(sources, dtype, threads));
   return static_cast<std::int32_t>(matrices_.size()) - 1;
 }
 

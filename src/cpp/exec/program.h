@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -23,6 +24,7 @@ enum class OpKind : std::uint8_t {
   kRopeStoreKv,
   kAttention,
   kGatedActivation,
+  kGatedLinear,
   kGatherRows,
   kSoftcap,
 };
@@ -83,14 +85,17 @@ class Program {
  public:
   Program(const KvCacheSpec& kv_cache, const ArenaPlan& arena, std::int32_t vocab_size, std::int32_t max_positions);
 
+  // For the CPU: packed, in the type it arrived in.
   std::int32_t add_matrix(const WeightSource& source, ThreadPool& threads);
+  // For the GPU that is the thread's current device: the sources under each other as one matrix of `dtype`.
+  std::int32_t add_stacked_matrix(std::span<const WeightSource> sources, DType dtype, ThreadPool& threads);
   std::int32_t add_vector(std::vector<float> values);
   void add_op(Op op);  // checks arity, weight indices and that every row of every value lies inside the arena
 
   const std::vector<Op>& ops() const { return ops_; }
   const KvCacheSpec& kv_cache() const { return kv_cache_; }
   const WeightMatrix* matrix(std::int32_t index) const { return matrices_[static_cast<std::size_t>(index)].get(); }
-  const std::vector<float>& vector(std::int32_t index) const { return vectors_[static_cast<std::size_t>(index)]; }
+  const std::vector<std::vector<float>>& vectors() const { return vectors_; }
   const ArenaPlan& arena() const { return arena_; }
   std::int32_t vocab_size() const { return vocab_size_; }
   std::int32_t max_positions() const { return max_positions_; }

@@ -4,20 +4,16 @@
 #pragma once
 
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "base/aligned_buffer.h"
 #include "cpu/thread_pool.h"
 #include "exec/executor.h"
-#include "exec/program.h"
+#include "exec/host_sampler.h"
+#include "exec/op_runner.h"
 
 namespace paged {
-
-struct KvPoolLimits {
-  std::int32_t max_seq_len = 0;
-  std::int32_t num_blocks = 0;
-  std::int32_t block_size = 0;
-};
 
 class ProgramExecutor final : public Executor {
  public:
@@ -25,8 +21,11 @@ class ProgramExecutor final : public Executor {
                   std::shared_ptr<ThreadPool> threads);
 
   std::int32_t vocab_size() const override { return program_->vocab_size(); }
-  void copy_blocks(std::span<const std::int32_t> source, std::span<const std::int32_t> destination) override;
-  const float* run(const BatchView& batch) override;
+  void launch(const StepInput& step) override;  // runs it to its end
+  std::span<const std::int32_t> wait() override { return sampler_.token_ids(); }
+
+  // The step's logits, [num_logits_rows, vocab_size], or null when there are none; valid until the next run.
+  const float* run(const BatchView& batch);
 
   // Seconds each op took since profiling was switched on, summed over the runs; empty while it is off.
   void set_profiling(bool enabled);
@@ -36,22 +35,15 @@ class ProgramExecutor final : public Executor {
   std::int64_t workspace_bytes() const { return arena_.num_bytes() + attention_workspace_.num_bytes(); }
 
  private:
-  void run_op(const Op& op, const BatchView& batch);
-  void run_linear(const Op& op, const BatchView& batch);
-  void run_attention(const Op& op, const BatchView& batch);
-  void run_rope_store_kv(const Op& op, const BatchView& batch);
-  MatrixView view(const Value& value, const BatchView& batch) const;
-  KvCacheView cache(std::int32_t layer) const;
-  RopeParams rope_params(const Op& op, const Value& input, const Value& output, const BatchView& batch) const;
-  const float* vector_data(const Op& op) const { return op.vector < 0 ? nullptr : program_->vector(op.vector).data(); }
+  OpBuffers buffers() const;
 
   std::shared_ptr<const Program> program_;
-  KvPoolLimits kv_limits_;
   std::shared_ptr<ThreadPool> threads_;
-  ExecutionContext context_;
+  HostSampler sampler_;
   AlignedBuffer arena_;
   AlignedBuffer kv_pool_;
   AlignedBuffer attention_workspace_;
+  OpRunner runner_;
   std::vector<double> op_seconds_;
 };
 

@@ -25,15 +25,19 @@ void softcap(const ExecutionContext& context, const SoftcapParams& params);
 void sample(const ExecutionContext& context, const SampleParams& params);
 void copy_blocks(const ExecutionContext& context, const CopyBlocksParams& params);
 
-// Upper bounds over every batch the limits allow.
-struct AttentionLimits {
-  int max_tokens;
-  int max_sequences;
-  int num_heads;
-  int num_kv_heads;
-  int head_dim;
-  int max_seq_len;
+// Brings the device's copies of a step's inputs up to date, before all other ops of the step. All pointers are the
+// device's; the staging was written by the host for this step.
+struct BeginStepParams {
+  const std::int32_t* staged_token_ids;  // [num_tokens] -1 - row: what the sequence in that row sampled last
+  const std::int32_t* last_tokens;       // [max_sequences] by row
+  std::int32_t num_tokens;
+  std::int32_t* token_ids;               // [num_tokens] out
+  const std::int32_t* table_changes;     // [2 * *num_table_changes] flat index into block_tables, then its new value
+  const std::int32_t* num_table_changes;
+  std::int32_t* block_tables;
 };
+void begin_step(const ExecutionContext& context, const BeginStepParams& params);
+
 std::int64_t attention_plan_bytes(const GpuContext& gpu, const AttentionLimits& limits);
 std::int64_t attention_workspace_bytes(const GpuContext& gpu, const AttentionLimits& limits);
 std::int64_t sample_workspace_bytes(const GpuContext& gpu, std::int64_t max_rows, std::int64_t vocab_size);

@@ -32,4 +32,17 @@ void linear(const ExecutionContext& context, const LinearParams& params) {
   cpu::linear(pool_of(context), params);
 }
 
+void gated_linear(const ExecutionContext& context, const GatedLinearParams& params) {
+  PAGED_CHECK(context.device == Device::kGpu, "gated_linear: on the CPU, use linear and gated_activation");
+  PAGED_CHECK(params.matrix->cols == params.x.cols && params.matrix->rows == 2 * params.out.cols,
+              "gated_linear: the matrix is [", params.matrix->rows, ", ", params.matrix->cols, "], expected [",
+              2 * params.out.cols, ", ", params.x.cols, "]");
+  check_matrix("gated_linear", "x", params.x, {params.x.rows, params.x.cols});
+  check_matrix("gated_linear", "out", params.out, {params.x.rows, params.out.cols});
+  check_matrix("gated_linear", "gate_up", params.gate_up, {params.x.rows, 2 * params.out.cols});
+  check_dtype("gated_linear", "out", params.out.dtype, params.x.dtype);
+  check_dtype("gated_linear", "gate_up", params.gate_up.dtype, params.x.dtype);
+  gpu::gated_linear(context, params);
+}
+
 }  // namespace paged::ops

@@ -27,6 +27,7 @@ void gather_rows(const ExecutionContext&, const GatherRowsParams&) { no_gpu("gat
 void softcap(const ExecutionContext&, const SoftcapParams&) { no_gpu("softcap"); }
 void sample(const ExecutionContext&, const SampleParams&) { no_gpu("sample"); }
 void copy_blocks(const ExecutionContext&, const CopyBlocksParams&) { no_gpu("copy_blocks"); }
+void begin_step(const ExecutionContext&, const BeginStepParams&) { no_gpu("begin_step"); }
 
 std::int64_t attention_plan_bytes(const GpuContext&, const AttentionLimits&) { no_gpu("attention_plan_bytes"); }
 std::int64_t attention_workspace_bytes(const GpuContext&, const AttentionLimits&) { no_gpu("attention"); }

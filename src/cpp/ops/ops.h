@@ -72,7 +72,8 @@ struct GatedLinearParams {
   MatrixView x;                // [T, K]
   const WeightMatrix* matrix;  // [2 N, K]
   Activation activation;
-  MatrixView out;  // [T, N]
+  MatrixView gate_up;  // [T, 2 N] scratch: a backend that does both in one kernel leaves it alone
+  MatrixView out;      // [T, N]
 };
 
 // Each group of `width` consecutive columns is normalised on its own (width == cols: the whole row; width == head_dim:
@@ -131,6 +132,23 @@ struct RopeStoreKvParams {
   KvCacheView cache;
 };
 
+// What decides which attention kernel runs: the same in every step of an engine.
+struct AttentionShape {
+  std::int32_t num_heads;
+  std::int32_t num_kv_heads;
+  std::int32_t head_dim;
+  std::int32_t block_size;
+  DType dtype;
+};
+
+// Bounds of every batch that an engine may form.
+struct AttentionLimits {
+  AttentionShape shape;
+  std::int32_t max_tokens;
+  std::int32_t max_sequences;
+  std::int32_t max_seq_len;
+};
+
 // Causal attention of every scheduled token over its sequence's cache (which already holds the step's own K and V).
 // window > 0: a token sees itself and the window - 1 tokens before it. softcap > 0: s = cap * tanh(s / cap).
 // sinks: one extra logit per head that takes part in the softmax's denominator only (gpt-oss), or null.
@@ -145,17 +163,15 @@ struct AttentionParams {
   const float* sinks;  // [num_heads] or null
   void* workspace;     // attention_workspace_bytes(...)
   MatrixView out;      // [T, num_heads * head_dim]
-  const void* plan;    // on a GPU: what plan_attention wrote in this step for this window; null on the CPU
+  // On a GPU: the engine's limits, and what plan_attention wrote in this step for this window. Null on the CPU.
+  const AttentionLimits* limits;
+  const void* plan;
 };
 
 // On a GPU: lists the units of work of a step's attention, once for all layers of one window.
 struct AttentionPlanParams {
   const BatchView* batch;
-  std::int32_t num_heads;
-  std::int32_t num_kv_heads;
-  std::int32_t head_dim;
-  std::int32_t block_size;
-  DType dtype;
+  const AttentionLimits* limits;
   std::int32_t window;
   void* plan;  // gpu::attention_plan_bytes(...)
 };
@@ -196,6 +212,9 @@ struct SampleParams {
   const SamplingRow* rows;  // [logits.rows]
   void* workspace;          // sample_workspace_bytes(...)
   std::int32_t* token_ids;  // [logits.rows] out
+  // On a GPU, if not null: also last_tokens[table_rows[i]] = token_ids[i], where the next step finds its inputs.
+  const std::int32_t* table_rows;
+  std::int32_t* last_tokens;
 };
 
 // Copies whole blocks inside one layer's cache (copy-on-write).
@@ -210,6 +229,7 @@ namespace ops {
 
 void embedding(const ExecutionContext& context, const EmbeddingParams& params);
 void linear(const ExecutionContext& context, const LinearParams& params);
+void gated_linear(const ExecutionContext& context, const GatedLinearParams& params);
 void rms_norm(const ExecutionContext& context, const RmsNormParams& params);
 void add_rms_norm(const ExecutionContext& context, const AddRmsNormParams& params);
 void add(const ExecutionContext& context, const AddParams& params);

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // Philox4x32-10, a counter-based random number generator (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
-// SC 2011): the number is a function of key and counter alone, so no state is shared, kept or ordered.
+// SC 2011): the number is a function of key and counter alone, so no state is shared, kept or ordered. constexpr, so
+// that kernels of a GPU call the same functions.
 #pragma once
 
 #include <array>
 #include <cstdint>
 
-namespace paged::cpu {
+namespace paged {
 
-inline std::array<std::uint32_t, 4> philox4x32(std::array<std::uint32_t, 4> counter, std::uint64_t key) {
+constexpr std::array<std::uint32_t, 4> philox4x32(std::array<std::uint32_t, 4> counter, std::uint64_t key) {
   auto key_low = static_cast<std::uint32_t>(key);
   auto key_high = static_cast<std::uint32_t>(key >> 32);
   for (int round = 0; round < 10; ++round) {
@@ -23,11 +24,11 @@ inline std::array<std::uint32_t, 4> philox4x32(std::array<std::uint32_t, 4> coun
 }
 
 // Uniform over the middles of 2^52 equal steps of (0, 1): never 0 or 1.
-inline double uniform(std::uint64_t seed, std::int64_t position) {
+constexpr double uniform(std::uint64_t seed, std::int64_t position) {
   const auto at = static_cast<std::uint64_t>(position);
   const auto bits = philox4x32({static_cast<std::uint32_t>(at), static_cast<std::uint32_t>(at >> 32), 0, 0}, seed);
   const std::uint64_t word = (std::uint64_t{bits[0]} << 32 | bits[1]) >> 12;
   return (static_cast<double>(word) + 0.5) * 0x1p-52;
 }
 
-}  // namespace paged::cpu
+}  // namespace paged

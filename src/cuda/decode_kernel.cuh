@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: Apache-2.0
+// The decode attention kernel; decode_attention.cuh describes it.
+#pragma once
+
+#include "decode_attention.cuh"
+
+namespace paged::gpu {
+
+template <class T, int kDim, int kStages>
+class DecodeBlock {
+  using Shared = DecodeShared<T, kDim, kStages>;
+
+ public:
+  __device__ DecodeBlock(const DecodeArguments& args, const DecodeStart& start, const DecodeStart& end,
+                         unsigned char* memory)
+      : args_(args),
+        start_(start),
+        end_(end),
+        shared_(memory, args.num_rows),
+        thread_(static_cast<int>(threadIdx.x)),
+        lane_(thread_ % 32),
+        warp_(thread_ / 32),
+        unit_tiles_(*args.plan.unit_tiles) {}
+
+  __device__ void run() {
+    T* ring = shared_.ring + warp_ * kStages * 2 * Shared::kSpan;
+    DecodeLoader<T, kDim, kStages> loader(args_, start_, end_, ring);
+    int pair = start_.pair, slot = 0;
+    PairPart part(args_, pair, start_, end_);
+    load_query(part);
+    for (int i = 0; i < kStages - 1; ++i) loader.next();
+    while (true) {
+      clear_joined();
+      for (int tile = part.tiles.begin; tile < part.tiles.end; ++tile) {
+        wait_copies<kStages - 2>();
+        sync_warp();  // the copies of all lanes are here; the stage before this one is free
+        loader.next();
+        partial_[0].reset();
+        add_span(part, tile, ring + slot * 2 * Shared::kSpan);
+        slot = slot + 1 == kStages ? 0 : slot + 1;
+        finish_tile(part, tile);
+      }
+      if (part.is_whole())
+        for_own_columns(
+            [&](int share, int row, int column) { write_out(part, row, column, load_joined(kPair, share)); });
+      else
+        arrive(part);
+      ++pair;
+      if (pair > end_.pair || (pair == end_.pair && end_.tile == 0)) break;
+      part = PairPart(args_, pair, start_, end_);
+      load_query(part);
+    }
+    wait_copies<0>();
+  }
+
+ private:
+  enum Level { kLeaf, kNode, kPair };
+
+  __device__ void load_query(const PairPart& part) {
+    const int num_rows = part.item.num_tokens * args_.group;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = lane_ / 4 + 8 * half, end = part.item.position + row / args_.group + 1;
+      keys_.end[half] = row < num_rows ? end : 0;
+      keys_.first[half] = args_.window > 0 ? end - args_.window : 0;
+    }
+    if constexpr (Shared::kQueryInShared) {
+#pragma unroll
+      for (int i = 0; i < kDim / 16; ++i) {
+        std::uint32_t fragment[4];
+        if (i % kDecodeWarps != warp_) continue;
+        load_fragment(part, i, fragment);
+        store_vec<std::uint32_t, 4>(shared_.query + (32 * i + lane_) * 4,
+                                    {{fragment[0], fragment[1], fragment[2], fragment[3]}});
+      }
+      __syncthreads();
+    } else {
+#pragma unroll
+      for (int i = 0; i < kDim / 16; ++i) load_fragment(part, i, query_[i]);
+    }
+  }
+  __device__ __forceinline__ void load_fragment(const PairPart& part, int i, std::uint32_t (&fragment)[4]) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = lane_ / 4 + 8 * half, token = row / args_.group;
+      const T* from = static_cast<const T*>(args_.q) + (part.item.token + token) * args_.q_stride +
+                      (part.kv_head * args_.group + row % args_.group) * kDim + 2 * (lane_ % 4) + 16 * i;
+      const bool valid = token < part.item.num_tokens;
+      fragment[half] = valid ? *reinterpret_cast<const std::uint32_t*>(from) : 0;
+      fragment[half + 2] = valid ? *reinterpret_cast<const std::uint32_t*>(from + 8) : 0;
+    }
+  }
+  // The fragment of the query's columns 16 i...
+  __device__ __forceinline__ Vec<std::uint32_t, 4> query(int i) const {
+    if constexpr (Shared::kQueryInShared) return load_vec<std::uint32_t, 4>(shared_.query + (32 * i + lane_) * 4);
+    return {{query_[i][0], query_[i][1], query_[i][2], query_[i][3]}};
+  }
+
+  // The warp's 16 keys of a tile.
+  __device__ __forceinline__ void add_span(const PairPart& part, int tile, const T* stage) {
+    const int first = tile * kTileKeys + warp_ * kSpanKeys, end = first + kSpanKeys;
+    const int position = part.item.position, last = position + part.item.num_tokens - 1;
+    if (first > last || (args_.window > 0 && end <= position + 1 - args_.window)) return;  // seen by no row
+    float score[1][2][4];
+    score_keys<T, kDim>(score, [&](int, int i) { return query(i); }, stage, 0);
+    if (args_.scale.cap > 0.0f) cap_scores(score[0], args_.scale);
+    if (end > position + 1 || (args_.window > 0 && first <= last - args_.window)) mask_scores(score[0], keys_, first);
+    partial_[0].template weigh<true>(score[0], args_.scale.factor);
+    add_values(partial_, score, stage + Shared::kSpan, 0);
+  }
+
+  // Joins the warps' parts of a tile, and what it completes.
+  __device__ void finish_tile(const PairPart& part, int tile) {
+    partial_[0].join_sums();
+    const int first_slot = tile % Shared::kExchanges * kDecodeWarps;  // others may still be read
+    float* exchange = shared_.exchange + (first_slot + warp_) * args_.num_rows * Shared::kExchangeStride;
+    float* statistics = shared_.statistics + (first_slot + warp_) * args_.num_rows * 2;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = lane_ / 4 + 8 * half;
+      if (row >= args_.num_rows) continue;
+      float* to = exchange + row * Shared::kExchangeStride + 2 * (lane_ % 4);
+#pragma unroll
+      for (int i = 0; i < kDim / 8; ++i)
+        store_vec<float, 2>(to + 8 * i, {{partial_[0].out[i][2 * half], partial_[0].out[i][2 * half + 1]}});
+      if (lane_ % 4 == 0) store_vec<float, 2>(statistics + 2 * row, {{partial_[0].max[half], partial_[0].sum[half]}});
+    }
+    __syncthreads();
+    const int unit_tiles = part.is_whole() ? 0 : unit_tiles_;  // of pieces
+    const auto ends = [&](int tiles) { return (tile + 1) % tiles == 0 || tile + 1 == part.pair.end; };
+    for_own_columns([&](int share, int row, int column) {
+      Partial partial = warp_partial(first_slot, row, column);
+#pragma unroll
+      for (int warp = 1; warp < kDecodeWarps; ++warp) partial.join(warp_partial(first_slot + warp, row, column));
+      if (unit_tiles == 1) return store_piece(part, tile, row, column, partial);
+      if (!join_level(kLeaf, share, partial, ends(kLeafTiles))) return;
+      if (unit_tiles == kLeafTiles) return store_piece(part, tile, row, column, partial);
+      if (!join_level(kNode, share, partial, ends(kNodeTiles))) return;
+      if (unit_tiles == kNodeTiles) return store_piece(part, tile, row, column, partial);
+      join_level(kPair, share, partial, false);
+    });
+    if (Shared::kExchanges == 1) __syncthreads();
+  }
+  // Adds a partial result to what is under way on a level; if that is then complete, it is returned in its place.
+  __device__ __forceinline__ bool join_level(Level level, int share, Partial& partial, bool completes) {
+    Partial all = load_joined(level, share);
+    all.join(partial);
+    partial = all;
+    if (completes) all = Partial::none();
+    all.store(joined(level, share));
+    return completes;
+  }
+
+  // Counts the block's share of a pair; who completes it joins all partial results.
+  __device__ void arrive(const PairPart& part) {
+    const int first_unit = part.pair.begin / unit_tiles_;
+    const int num_units = (part.pair.end + unit_tiles_ - 1) / unit_tiles_ - first_unit;
+    __syncthreads();  // all pieces are written
+    if (thread_ == 0) {
+      std::uint32_t* counter = args_.counters + owner(part);
+      const int own = (part.tiles.end + unit_tiles_ - 1) / unit_tiles_ - part.tiles.begin / unit_tiles_;
+      thread_fence();
+      const auto before = static_cast<int>(atomic_add(counter, static_cast<std::uint32_t>(own)));
+      *shared_.is_last = before + own == num_units ? 1 : 0;
+      if (before + own == num_units) *counter = 0;
+    }
+    __syncthreads();
+    if (*shared_.is_last == 0) return;
+    thread_fence();
+    const float* pieces = piece(part, first_unit);
+    for_own_columns([&](int, int row, int column) {
+      write_out(part, row, column, join_pieces(pieces, first_unit, num_units, row, column));
+    });
+  }
+
+  __device__ Partial join_pieces(const float* from, int first_unit, int num_units, int row, int column) const {
+    constexpr int kBatch = 16;
+    Partial leaf = Partial::none(), node = Partial::none(), pair = Partial::none();
+    const int stride = piece_floats(args_.num_rows, kDim);
+    for (int base = 0; base < num_units; base += kBatch) {
+      Partial batch[kBatch];
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        if (base + i >= num_units) break;
+        const float* at = from + std::int64_t{base + i} * stride;
+        const auto value = load_vec<float, 4>(at + row * kDim + column);
+        const auto statistics = load_vec<float, 2>(at + args_.num_rows * kDim + 2 * row);
+        batch[i] = {
+            {value.data[0], value.data[1], value.data[2], value.data[3]}, statistics.data[0], statistics.data[1]};
+      }
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        if (base + i >= num_units) break;
+        const int end = (first_unit + base + i + 1) * unit_tiles_;
+        const bool is_last = base + i + 1 == num_units;
+        leaf.join(batch[i]);
+        if (end % kLeafTiles != 0 && !is_last) continue;
+        node.join(leaf);
+        leaf = Partial::none();
+        if (end % kNodeTiles != 0 && !is_last) continue;
+        pair.join(node);
+        node = Partial::none();
+      }
+    }
+    return pair;
+  }
+
+  __device__ void write_out(const PairPart& part, int row, int column, Partial pair) const {
+    const int token = row / args_.group, head = part.kv_head * args_.group + row % args_.group;
+    if (token >= part.item.num_tokens) return;
+    if (args_.sinks != nullptr) pair.join({{0.0f, 0.0f, 0.0f, 0.0f}, args_.sinks[head] * kLog2E, 1.0f});
+    const float scale = pair.sum > 0.0f || pair.sum != pair.sum ? 1.0f / pair.sum : 0.0f;
+    Vec<T, 4> out;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) out.data[i] = from_float<T>(pair.value[i] * scale);
+    store_vec(static_cast<T*>(args_.out) + (part.item.token + token) * args_.out_stride + head * kDim + column, out);
+  }
+
+  template <class Body>
+  __device__ __forceinline__ void for_own_columns(Body&& body) const {
+    for (int share = 0; share * kDecodeThreads < args_.num_rows * Shared::kQuads; ++share) {
+      const int quad = share * kDecodeThreads + thread_;
+      if (quad < args_.num_rows * Shared::kQuads) body(share, quad / Shared::kQuads, quad % Shared::kQuads * 4);
+    }
+  }
+  __device__ Partial warp_partial(int warp, int row, int column) const {
+    const int at = warp * args_.num_rows + row;  // the second half of the exchange has higher warps
+    const auto value = load_vec<float, 4>(shared_.exchange + at * Shared::kExchangeStride + column);
+    const auto statistics = load_vec<float, 2>(shared_.statistics + 2 * at);
+    return {{value.data[0], value.data[1], value.data[2], value.data[3]}, statistics.data[0], statistics.data[1]};
+  }
+
+  // Each thread's own share, so no barrier guards it.
+  __device__ float* joined(Level level, int share) const {
+    return shared_.joined + (3 * share + level) * 6 * kDecodeThreads + thread_;
+  }
+  __device__ Partial load_joined(Level level, int share) const { return Partial::load(joined(level, share)); }
+  __device__ void clear_joined() const {
+    for_own_columns([&](int share, int, int) {
+      for (const Level level : {kLeaf, kNode, kPair}) Partial::none().store(joined(level, share));
+    });
+  }
+
+  // The block in which the pair begins.
+  __device__ int owner(const PairPart& part) const {
+    return part.begins_here() ? static_cast<int>(blockIdx.x) : start_.owner;
+  }
+  __device__ float* piece(const PairPart& part, int unit) const {
+    const int first = part.begins_here() ? start_.last_piece : start_.owner_piece;
+    return args_.pieces +
+           std::int64_t{first + unit - part.pair.begin / unit_tiles_} * piece_floats(args_.num_rows, kDim);
+  }
+  __device__ void store_piece(const PairPart& part, int tile, int row, int column, const Partial& partial) const {
+    float* to = piece(part, tile / unit_tiles_);
+    store_vec<float, 4>(to + row * kDim + column,
+                        {{partial.value[0], partial.value[1], partial.value[2], partial.value[3]}});
+    if (column == 0) store_vec<float, 2>(to + args_.num_rows * kDim + 2 * row, {{partial.max, partial.sum}});
+  }
+
+  const DecodeArguments& args_;
+  const DecodeStart &start_, &end_;
+  const Shared shared_;
+  const int thread_, lane_, warp_, unit_tiles_;
+  std::uint32_t query_[Shared::kQueryInShared ? 1 : kDim / 16][4];
+  RowKeys keys_;
+  RowPartial<T, kDim> partial_[1];
+};
+
+template <class T, int kDim, int kStages, int kBlocksEach>
+__global__ void __launch_bounds__(kDecodeThreads, kBlocksEach) decode_attention_kernel(const DecodeArguments args) {
+  GPU_DYN_SHARED(unsigned char, memory);
+  release_dependents();
+  wait_for_predecessors();
+  const DecodeStart start = args.plan.starts[blockIdx.x], end = args.plan.starts[blockIdx.x + 1];
+  if (start.pair == end.pair && start.tile == end.tile) return;
+  DecodeBlock<T, kDim, kStages>(args, start, end, memory).run();
+}
+
+}  // namespace paged::gpu
