@@ -17,9 +17,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from table import Record
-
 import paged
+from table import Record
 
 _BENCH = "bench_engine"
 _LLAMA: Mapping[str, Any] = MappingProxyType(

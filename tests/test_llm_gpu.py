@@ -86,9 +86,9 @@ def prompts_for(seed: int) -> list[list[int]]:
 
 
 def generate(llm: paged.LLM, prompts: list[list[int]], temperature: float = 0.0) -> list[list[int]]:
-    params = [
-        paged.SamplingParams(temperature=temperature, top_k=20, top_p=0.95, seed=7, max_tokens=MAX_TOKENS, ignore_eos=True)
-    ] * len(prompts)  # fmt: skip
+    params = paged.SamplingParams(
+        temperature=temperature, top_k=20, top_p=0.95, seed=7, max_tokens=MAX_TOKENS, ignore_eos=True
+    )
     return [completion.token_ids for completion in llm.generate(prompts, params, use_tqdm=False)]
 
 
@@ -131,7 +131,9 @@ def test_a_small_pool_preempts_and_changes_nothing(folder: Path) -> None:
     with gpu_llm(folder, dtype="float32", batch_invariant=True, block_size=16) as llm:
         expected = generate(llm, prompts)
         bytes_per_block = _kv_bytes_per_token(folder) * 16
-    with gpu_llm(folder, dtype="float32", batch_invariant=True, block_size=16, kv_cache_bytes=12 * bytes_per_block) as llm:
+    with gpu_llm(
+        folder, dtype="float32", batch_invariant=True, block_size=16, kv_cache_bytes=12 * bytes_per_block
+    ) as llm:
         assert generate(llm, prompts) == expected
 
 

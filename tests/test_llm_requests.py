@@ -115,14 +115,19 @@ def test_a_prompt_too_long_for_the_pool_is_refused_with_the_numbers(folder: Path
     ("option", "value", "error"),
     [
         ("dtype", "int8", ValueError),
-        ("device", "cuda", ValueError),
+        ("device", "tpu", ValueError),
+        ("device", "cuda:x", ValueError),
         ("num_threads", 0, ValueError),
         ("num_threads", "two", TypeError),
         ("block_size", 24, ValueError),
         ("kv_cache_bytes", 1, ValueError),
         ("max_num_batched_tokens", 8, ValueError),
         ("max_model_len", 10**6, ValueError),
-        ("gpu_memory_utilization", 0.9, TypeError),
+        ("gpu_memory_utilization", 1.5, ValueError),
+        ("gpu_memory_utilization", "most", TypeError),
+        ("batch_invariant", 1, TypeError),
+        ("load_format", "safetensors", ValueError),
+        ("enforce_eager", True, TypeError),
     ],
 )
 def test_bad_options_name_the_option(folder: Path, option: str, value: object, error: type[Exception]) -> None:

@@ -177,8 +177,9 @@ def _describe(path: Path, config: ModelConfig, options: EngineOptions, sizes: Si
         kernels = f"device={describe_gpu(options.gpu)}, batch_invariant={options.batch_invariant}"
     return (
         f"{str(path)!r}, {config.architecture}, dtype={sizes.dtype}, {kernels}, num_threads={sizes.num_threads}, "
-        f"max_model_len={sizes.max_model_len}, kv_cache={_megabytes(sizes.kv_cache_bytes)} ({sizes.num_blocks} blocks x "
-        f"{sizes.step.block_size} tokens), max_num_sequences={sizes.step.max_num_sequences}, "
+        f"max_model_len={sizes.max_model_len}, kv_cache={_megabytes(sizes.kv_cache_bytes)} "
+        f"({sizes.num_blocks} blocks x {sizes.step.block_size} tokens), "
+        f"max_num_sequences={sizes.step.max_num_sequences}, "
         f"max_num_batched_tokens={sizes.step.max_num_batched_tokens}, "
         f"enable_prefix_caching={options.enable_prefix_caching}"
     )

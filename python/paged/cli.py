@@ -103,14 +103,20 @@ def _pull(options: argparse.Namespace) -> int:
 def _inspect(options: argparse.Namespace) -> int:
     from paged.inspection import inspect
 
-    print(inspect(options.model, show_program=options.program, dtype=options.dtype, num_threads=options.threads))
+    described = inspect(
+        options.model, show_program=options.program, dtype=options.dtype, num_threads=options.threads,
+        device=options.device,
+    )  # fmt: skip
+    print(described)
     return 0
 
 
 def _open(options: argparse.Namespace) -> LLM:
     from paged.llm import LLM
 
-    llm = LLM(options.model, dtype=options.dtype, num_threads=options.threads, max_num_sequences=1)
+    llm = LLM(
+        options.model, dtype=options.dtype, device=options.device, num_threads=options.threads, max_num_sequences=1
+    )  # fmt: skip
     if options.verbose:
         print(repr(llm), file=sys.stderr)
     return llm
@@ -158,6 +164,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_engine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: auto)")
+    parser.add_argument("--device", default="cpu", help="cpu, or a GPU such as cuda (default: cpu)")
     parser.add_argument("--threads", type=int, default=None, help="default: all physical cores")
 
 

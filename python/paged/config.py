@@ -133,8 +133,8 @@ def _check_device(device: object) -> None:
     ):
         return
     raise ValueError(
-        "device must be 'cpu', 'cuda' or 'cuda:<index>', 'hip' or 'hip:<index>', or 'torch' or 'torch:<device>' for the "
-        f"torch backend, got {device!r}"
+        "device must be 'cpu', 'cuda' or 'cuda:<index>', 'hip' or 'hip:<index>', or 'torch' or 'torch:<device>' for "
+        f"the torch backend, got {device!r}"
     )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GPUs as the caller names them and as this build and this machine have them, and what of their memory is for the cache.
+"""GPUs as the caller names them and as this build and machine have them, and what of their memory is for the cache.
 
 Asks the extension only; torch is never imported.
 """
@@ -43,8 +43,8 @@ def check_gpu(device: GpuDevice) -> None:
     if runtime != device.kind and runtime != "emulation":
         found = "no GPU kernels" if runtime == "none" else f"GPU kernels for {runtime!r} only"
         raise ValueError(
-            f"device={device.kind!r}: this build of paged has {found}; with the {device.kind} compiler installed, run in "
-            f"the source folder: pip install --force-reinstall --no-deps "
+            f"device={device.kind!r}: this build of paged has {found}; with the {device.kind} compiler installed, run "
+            f"in the source folder: pip install --force-reinstall --no-deps "
             f"--config-settings=cmake.define.PAGED_GPU={device.kind} ."
         )
     count, reason = _C.gpu_devices()

@@ -10,11 +10,12 @@ import numpy as np
 
 from paged import _C
 from paged.config import EngineOptions
+from paged.devices import blas_folders, check_gpu, describe_gpu
 from paged.loading.checkpoint import open_checkpoint
 from paged.loading.resolve import resolve
 from paged.model_config import ModelConfig
 from paged.models import record
-from paged.program.ir import DType, Program
+from paged.program.ir import DType
 from paged.program.listing import listing
 from paged.program.native import compile_program
 from paged.program.passes import fuse
@@ -22,55 +23,79 @@ from paged.program.plan import plan
 
 _CONTEXT = 128  # tokens in the cache while a decode step is timed
 _STEPS = 20
+_BLOCK_SIZE = 16
 
 
 def inspect(
-    model: str | Path, *, show_program: bool, dtype: DType | Literal["auto"] = "auto", num_threads: int | None = None
+    model: str | Path,
+    *,
+    show_program: bool,
+    dtype: DType | Literal["auto"] = "auto",
+    num_threads: int | None = None,
+    device: str = "cpu",
 ) -> str:
     """Loads the model and describes it; with `show_program` also every op, its shape, its bytes and its median time in
-    a decode step of one sequence with 128 tokens of context."""
-    options = EngineOptions(dtype=dtype, num_threads=num_threads)
+    a decode step of one sequence with 128 tokens of context. `device`: "cpu" or a GPU. On a GPU the times are those of
+    ops one after the other, without the overlap that a step's graph gives them."""
+    options = EngineOptions(dtype=dtype, num_threads=num_threads, device=device)
+    if options.gpu is not None:
+        check_gpu(options.gpu)
+    gpu_index = None if options.gpu is None else options.gpu.index
     path = resolve(model)
     with open_checkpoint(path) as checkpoint:
         config = ModelConfig.from_hf(checkpoint.config)
         program = fuse(record(config, options.resolve_dtype(checkpoint.dtype)))
         threads = _C.ThreadPool(options.resolve_num_threads())
         arena = plan(program, max_tokens=_CONTEXT, max_logits_rows=1)
-        native = compile_program(program, arena, checkpoint, threads, max_model_len=2 * _CONTEXT)
+        native = compile_program(
+            program, arena, checkpoint, threads, max_model_len=2 * _CONTEXT, gpu_index=gpu_index
+        )  # fmt: skip
+    kernels = (
+        f"{_C.ops.isa()} kernels, {threads.num_threads} threads" if options.gpu is None else describe_gpu(options.gpu)
+    )
     summary = (
         f"{path}\n{config.architecture}, {config.num_layers} layers, {native.weight_bytes / 1e6:.1f} MB of packed "
-        f"weights, {program.dtype} activations, {_C.ops.isa()} kernels, {threads.num_threads} threads"
+        f"weights, {program.dtype} activations, {kernels}"
     )
     if not show_program:
         return summary
-    matrices = [spec.name for spec in program.weights if spec.kind == "matrix"]
-    weight_bytes = dict(zip(matrices, native.matrix_bytes, strict=True))
-    seconds = _decode_seconds(program, native, threads)
+    weight_bytes = None
+    if options.gpu is None:  # a GPU has several under each other, in the activations' dtype
+        matrices = [spec.name for spec in program.weights if spec.kind == "matrix"]
+        weight_bytes = dict(zip(matrices, native.matrix_bytes, strict=True))
+    seconds = _decode_seconds(_executor(native, threads, gpu_index))
     title = f"one decode step, {_CONTEXT} tokens of context (median of {_STEPS})"
     return f"{summary}\n{title}\n\n{listing(program, plan=arena, seconds=seconds, weight_bytes=weight_bytes)}"
 
 
-def _decode_seconds(program: Program, native: _C.Program, threads: _C.ThreadPool) -> list[float]:
-    block_size = 16
-    executor = _C.ProgramExecutor(
-        program=native, max_seq_len=2 * _CONTEXT, num_blocks=2 * _CONTEXT // block_size, block_size=block_size,
-        threads=threads,
+def _executor(native: _C.Program, threads: _C.ThreadPool, gpu_index: int | None) -> _C.ProgramExecutor | _C.GpuExecutor:
+    num_blocks = 2 * _CONTEXT // _BLOCK_SIZE
+    if gpu_index is None:
+        return _C.ProgramExecutor(
+            program=native, max_seq_len=2 * _CONTEXT, num_blocks=num_blocks, block_size=_BLOCK_SIZE, threads=threads
+        )  # fmt: skip
+    return _C.GpuExecutor(
+        program=native, max_seq_len=2 * _CONTEXT, num_blocks=num_blocks, block_size=_BLOCK_SIZE, max_num_sequences=1,
+        device=gpu_index, batch_invariant=False, blas_folders=blas_folders(),
     )  # fmt: skip
-    _run(executor, 0, _CONTEXT, block_size)
+
+
+def _decode_seconds(executor: _C.ProgramExecutor | _C.GpuExecutor) -> list[float]:
+    _run(executor, 0, _CONTEXT)
     samples = []
     for _ in range(_STEPS + 1):
         executor.set_profiling(True)
-        _run(executor, _CONTEXT, 1, block_size)
+        _run(executor, _CONTEXT, 1)
         samples.append(executor.op_seconds)
     return [float(second) for second in np.median(np.array(samples[1:]), axis=0)]
 
 
-def _run(executor: _C.ProgramExecutor, position: int, query_len: int, block_size: int) -> None:
+def _run(executor: _C.ProgramExecutor | _C.GpuExecutor, position: int, query_len: int) -> None:
     """A step of one sequence whose block table is 0, 1, 2, ..., so that a slot is a position."""
     positions = np.arange(position, position + query_len, dtype=np.int32)
     executor.run(
         token_ids=np.ones(query_len, np.int32), positions=positions, slot_mapping=positions,
         query_start=np.array([0, query_len], np.int32), seq_lens=np.array([position + query_len], np.int32),
-        block_tables=np.arange(2 * _CONTEXT // block_size, dtype=np.int32)[None],
+        block_tables=np.arange(2 * _CONTEXT // _BLOCK_SIZE, dtype=np.int32)[None],
         logits_rows=np.array([query_len - 1], np.int32),
     )  # fmt: skip

@@ -78,7 +78,8 @@ class LLM:
         self._engine: _C.Engine | None = None
         options = EngineOptions(
             dtype=dtype, device=device, num_threads=num_threads, kv_cache_bytes=kv_cache_bytes,
-            gpu_memory_utilization=gpu_memory_utilization, max_model_len=max_model_len, max_num_sequences=max_num_sequences,
+            gpu_memory_utilization=gpu_memory_utilization, max_model_len=max_model_len,
+            max_num_sequences=max_num_sequences,
             max_num_batched_tokens=max_num_batched_tokens, block_size=block_size,
             enable_prefix_caching=enable_prefix_caching, batch_invariant=batch_invariant, load_format=load_format,
             seed=seed,

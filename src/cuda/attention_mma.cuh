@@ -61,7 +61,7 @@ struct RowPartial {
 
   // Scores [16][8 kTiles] become weights relative to the new maxima; what was before is scaled to them. The first
   // scores after reset() find nothing to scale.
-  template <bool kFirst = false, int kTiles>
+  template <int kTiles>
   __device__ __forceinline__ void weigh(float (&score)[kTiles][4], float factor) {
     float scale[2];
 #pragma unroll
@@ -71,7 +71,7 @@ struct RowPartial {
       for (auto& tile : score) top = fmaxf(top, fmaxf(tile[2 * i], tile[2 * i + 1]));
       top = fmaxf(top, shuffle_xor(top, 1));
       top = fmaxf(top, shuffle_xor(top, 2)) * factor;
-      if constexpr (!kFirst) top = fmaxf(max[i], top);
+      top = fmaxf(max[i], top);
       const float reference = top == -INFINITY ? 0.0f : top;
       float total = 0.0f;
 #pragma unroll
@@ -82,13 +82,11 @@ struct RowPartial {
           total += tile[j];
         }
       }
-      scale[i] = kFirst ? 1.0f : fast_exp2(max[i] - reference);
-      sum[i] = kFirst ? total : fmaf(sum[i], scale[i], total);
+      scale[i] = fast_exp2(max[i] - reference);
+      sum[i] = fmaf(sum[i], scale[i], total);
       max[i] = top;
     }
-    if constexpr (!kFirst) {
-      if (ballot(scale[0] != 1.0f || scale[1] != 1.0f) != 0) scale_out(scale);
-    }
+    if (ballot(scale[0] != 1.0f || scale[1] != 1.0f) != 0) scale_out(scale);
   }
   __device__ __forceinline__ void scale_out(const float (&scale)[2]) {
 #pragma unroll

@@ -70,13 +70,11 @@ class DecodeAttention final : public FastAttention {
     const std::int64_t nodes = (limits.max_seq_len + kNodeTiles * kTileKeys - 1) / (kNodeTiles * kTileKeys);
     std::int64_t bytes = 0;
     for (const bool single_tokens : {false, true}) {
-      // At most one pair a block is shared; at finer cuts than nodes all of them have a bounded number a block.
+      // At most one pair a block is shared; cut into leaves, all of them have at most kMaxLeafTiles a block.
       const Schedule schedule(gpu, limits.shape, single_tokens);
-      std::int64_t most = nodes;
-      for (int i = 0; i < 2; ++i)
-        most = std::max<std::int64_t>(
-            most, std::min<std::int64_t>(nodes * kNodeTiles, unit_at(i).most_tiles) / unit_at(i).tiles + 2);
-      const std::int64_t pieces = schedule.num_blocks * most;
+      const std::int64_t leaves =
+          std::min<std::int64_t>(nodes * kNodeTiles / kLeafTiles, kMaxLeafTiles / kLeafTiles + 2);
+      const std::int64_t pieces = schedule.num_blocks * std::max(nodes, leaves);
       bytes = std::max(bytes, pieces * piece_floats(schedule.num_rows, limits.shape.head_dim) * 4);
     }
     return bytes;

@@ -2,9 +2,8 @@
 // Attention of generated tokens on tensor cores. The query heads of one kv head, and of several tokens of a sequence,
 // are the 16 rows of an mma tile. Each of a block's four warps takes 16 keys of every tile of 64 and streams them
 // through its own ring of asynchronous copies, ahead of the arithmetic and across the ends of sequences, without a
-// barrier. Tiles are joined over the warps in shared memory, then into leaves of 256 keys, these into nodes of 1024,
-// and nodes in ascending order; where blocks share a pair (decode_plan.cuh) the last one to finish joins all partial
-// results in the same tree.
+// barrier. Leaves of 256 keys are joined over the warps in shared memory, leaves into nodes of 1024, nodes in ascending
+// order; where blocks share a pair (decode_plan.cuh) the last one to finish joins all partial results in the same tree.
 #pragma once
 
 #include "attention_mma.cuh"
@@ -36,34 +35,33 @@ __host__ __device__ constexpr int piece_floats(int num_rows, int dim) {
   return num_rows * dim + (2 * num_rows + 3) / 4 * 4;
 }
 
-// A block's shared memory: rings of copies, the warps' results of two tiles, and each thread's share of the leaf, the
-// node and the pair under way.
+// A block's shared memory: rings of copies, the warps' results of a leaf, and each thread's share of the node and of
+// the pair under way.
 template <class T, int kDim, int kStages>
 struct DecodeShared {
   static constexpr int kSpan = kSpanKeys * kDim;    // elements of K in a stage
   static constexpr int kExchangeStride = kDim + 8;  // floats of a row
   static constexpr int kQuads = kDim / 4;           // of a row of the output; a thread joins four columns at a time
-  static constexpr int kExchanges = kDim > 128 ? 1 : 2;  // with two, one barrier a tile is enough
   static constexpr bool kQueryInShared = kDim > 128;
   T* ring;               // [warps][kStages][2][kSpan]
-  float* exchange;       // [kExchanges][warps][num_rows][kExchangeStride]
-  float* statistics;     // [kExchanges][warps][num_rows][2]
-  float* joined;         // [slots][3 (leaf, node, pair)][6][threads]
+  float* exchange;       // [warps][num_rows][kExchangeStride]
+  float* statistics;     // [warps][num_rows][2]
+  float* joined;         // [slots][2 (node, pair)][6][threads]
   std::uint32_t* query;  // [kDim / 16][32][4] fragments, where registers are too few for them
   int* is_last;
 
   __host__ __device__ static constexpr int joined_floats(int num_rows) {
-    return (num_rows * kQuads + kDecodeThreads - 1) / kDecodeThreads * 18 * kDecodeThreads;
+    return (num_rows * kQuads + kDecodeThreads - 1) / kDecodeThreads * 12 * kDecodeThreads;
   }
   static constexpr std::int64_t num_bytes(int num_rows) {
     return std::int64_t{kDecodeWarps} * kStages * 2 * kSpan * 2 + (kQueryInShared ? kDim / 16 * 512 : 0) +
-           4 * (kExchanges * kDecodeWarps * num_rows * (kExchangeStride + 2) + joined_floats(num_rows)) + 16;
+           4 * (kDecodeWarps * num_rows * (kExchangeStride + 2) + joined_floats(num_rows)) + 16;
   }
   __device__ DecodeShared(unsigned char* memory, int num_rows)
       : ring(reinterpret_cast<T*>(memory)),
         exchange(reinterpret_cast<float*>(ring + kDecodeWarps * kStages * 2 * kSpan)),
-        statistics(exchange + kExchanges * kDecodeWarps * num_rows * kExchangeStride),
-        joined(statistics + kExchanges * kDecodeWarps * num_rows * 2),
+        statistics(exchange + kDecodeWarps * num_rows * kExchangeStride),
+        joined(statistics + kDecodeWarps * num_rows * 2),
         query(reinterpret_cast<std::uint32_t*>(joined + joined_floats(num_rows))),
         is_last(reinterpret_cast<int*>(query + (kQueryInShared ? kDim / 16 * 128 : 0))) {}
 };

@@ -31,14 +31,16 @@ class DecodeBlock {
     for (int i = 0; i < kStages - 1; ++i) loader.next();
     while (true) {
       clear_joined();
+      partial_[0].reset();
       for (int tile = part.tiles.begin; tile < part.tiles.end; ++tile) {
         wait_copies<kStages - 2>();
         sync_warp();  // the copies of all lanes are here; the stage before this one is free
         loader.next();
-        partial_[0].reset();
         add_span(part, tile, ring + slot * 2 * Shared::kSpan);
         slot = slot + 1 == kStages ? 0 : slot + 1;
-        finish_tile(part, tile);
+        if ((tile + 1) % kLeafTiles != 0 && tile + 1 != part.tiles.end) continue;
+        finish_leaf(part, tile);
+        partial_[0].reset();
       }
       if (part.is_whole())
         for_own_columns(
@@ -54,7 +56,7 @@ class DecodeBlock {
   }
 
  private:
-  enum Level { kLeaf, kNode, kPair };
+  enum Level { kNode, kPair };
 
   __device__ void load_query(const PairPart& part) {
     const int num_rows = part.item.num_tokens * args_.group;
@@ -105,16 +107,15 @@ class DecodeBlock {
     score_keys<T, kDim>(score, [&](int, int i) { return query(i); }, stage, 0);
     if (args_.scale.cap > 0.0f) cap_scores(score[0], args_.scale);
     if (end > position + 1 || (args_.window > 0 && first <= last - args_.window)) mask_scores(score[0], keys_, first);
-    partial_[0].template weigh<true>(score[0], args_.scale.factor);
+    partial_[0].weigh(score[0], args_.scale.factor);
     add_values(partial_, score, stage + Shared::kSpan, 0);
   }
 
-  // Joins the warps' parts of a tile, and what it completes.
-  __device__ void finish_tile(const PairPart& part, int tile) {
+  // Joins the warps' parts of the leaf that ends with `tile`, and what it completes.
+  __device__ void finish_leaf(const PairPart& part, int tile) {
     partial_[0].join_sums();
-    const int first_slot = tile % Shared::kExchanges * kDecodeWarps;  // others may still be read
-    float* exchange = shared_.exchange + (first_slot + warp_) * args_.num_rows * Shared::kExchangeStride;
-    float* statistics = shared_.statistics + (first_slot + warp_) * args_.num_rows * 2;
+    float* exchange = shared_.exchange + warp_ * args_.num_rows * Shared::kExchangeStride;
+    float* statistics = shared_.statistics + warp_ * args_.num_rows * 2;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = lane_ / 4 + 8 * half;
@@ -127,19 +128,17 @@ class DecodeBlock {
     }
     __syncthreads();
     const int unit_tiles = part.is_whole() ? 0 : unit_tiles_;  // of pieces
-    const auto ends = [&](int tiles) { return (tile + 1) % tiles == 0 || tile + 1 == part.pair.end; };
+    const bool ends_node = (tile + 1) % kNodeTiles == 0 || tile + 1 == part.pair.end;
     for_own_columns([&](int share, int row, int column) {
-      Partial partial = warp_partial(first_slot, row, column);
+      Partial partial = warp_partial(0, row, column);
 #pragma unroll
-      for (int warp = 1; warp < kDecodeWarps; ++warp) partial.join(warp_partial(first_slot + warp, row, column));
-      if (unit_tiles == 1) return store_piece(part, tile, row, column, partial);
-      if (!join_level(kLeaf, share, partial, ends(kLeafTiles))) return;
+      for (int warp = 1; warp < kDecodeWarps; ++warp) partial.join(warp_partial(warp, row, column));
       if (unit_tiles == kLeafTiles) return store_piece(part, tile, row, column, partial);
-      if (!join_level(kNode, share, partial, ends(kNodeTiles))) return;
+      if (!join_level(kNode, share, partial, ends_node)) return;
       if (unit_tiles == kNodeTiles) return store_piece(part, tile, row, column, partial);
       join_level(kPair, share, partial, false);
     });
-    if (Shared::kExchanges == 1) __syncthreads();
+    __syncthreads();  // the exchange is free again
   }
   // Adds a partial result to what is under way on a level; if that is then complete, it is returned in its place.
   __device__ __forceinline__ bool join_level(Level level, int share, Partial& partial, bool completes) {
@@ -155,8 +154,7 @@ class DecodeBlock {
   __device__ void arrive(const PairPart& part) {
     const int first_unit = part.pair.begin / unit_tiles_;
     const int num_units = (part.pair.end + unit_tiles_ - 1) / unit_tiles_ - first_unit;
-    __syncthreads();  // all pieces are written
-    if (thread_ == 0) {
+    if (thread_ == 0) {  // finish_leaf ended with a barrier: all pieces are written
       std::uint32_t* counter = args_.counters + owner(part);
       const int own = (part.tiles.end + unit_tiles_ - 1) / unit_tiles_ - part.tiles.begin / unit_tiles_;
       thread_fence();
@@ -174,8 +172,8 @@ class DecodeBlock {
   }
 
   __device__ Partial join_pieces(const float* from, int first_unit, int num_units, int row, int column) const {
-    constexpr int kBatch = 16;
-    Partial leaf = Partial::none(), node = Partial::none(), pair = Partial::none();
+    constexpr int kBatch = 8;
+    Partial node = Partial::none(), pair = Partial::none();
     const int stride = piece_floats(args_.num_rows, kDim);
     for (int base = 0; base < num_units; base += kBatch) {
       Partial batch[kBatch];
@@ -191,13 +189,9 @@ class DecodeBlock {
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
         if (base + i >= num_units) break;
-        const int end = (first_unit + base + i + 1) * unit_tiles_;
-        const bool is_last = base + i + 1 == num_units;
-        leaf.join(batch[i]);
-        if (end % kLeafTiles != 0 && !is_last) continue;
-        node.join(leaf);
-        leaf = Partial::none();
-        if (end % kNodeTiles != 0 && !is_last) continue;
+        const bool ends_node = (first_unit + base + i + 1) * unit_tiles_ % kNodeTiles == 0 || base + i + 1 == num_units;
+        node.join(batch[i]);
+        if (!ends_node) continue;
         pair.join(node);
         node = Partial::none();
       }
@@ -224,7 +218,7 @@ class DecodeBlock {
     }
   }
   __device__ Partial warp_partial(int warp, int row, int column) const {
-    const int at = warp * args_.num_rows + row;  // the second half of the exchange has higher warps
+    const int at = warp * args_.num_rows + row;
     const auto value = load_vec<float, 4>(shared_.exchange + at * Shared::kExchangeStride + column);
     const auto statistics = load_vec<float, 2>(shared_.statistics + 2 * at);
     return {{value.data[0], value.data[1], value.data[2], value.data[3]}, statistics.data[0], statistics.data[1]};
@@ -232,12 +226,12 @@ class DecodeBlock {
 
   // Each thread's own share, so no barrier guards it.
   __device__ float* joined(Level level, int share) const {
-    return shared_.joined + (3 * share + level) * 6 * kDecodeThreads + thread_;
+    return shared_.joined + (2 * share + level) * 6 * kDecodeThreads + thread_;
   }
   __device__ Partial load_joined(Level level, int share) const { return Partial::load(joined(level, share)); }
   __device__ void clear_joined() const {
     for_own_columns([&](int share, int, int) {
-      for (const Level level : {kLeaf, kNode, kPair}) Partial::none().store(joined(level, share));
+      for (const Level level : {kNode, kPair}) Partial::none().store(joined(level, share));
     });
   }
 

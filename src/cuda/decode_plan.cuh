@@ -2,8 +2,8 @@
 // Deals the keys of a step's decode attention out to a fixed number of blocks, on the device (lengths are not known to
 // the host). An item is the tokens of one sequence that share a tile of query rows; a pair is (item, kv head). All
 // tiles of 64 keys of all pairs, in order, are cut into equal contiguous ranges, one a block, as in stream-K (Osama et
-// al., 2023) and LeanAttention (Sanovar et al., 2024). Inside a pair, cuts fall on units: tiles, leaves of 256 or nodes
-// of 1024 absolute positions, the levels of the tree in which partial results are joined.
+// al., 2023) and LeanAttention (Sanovar et al., 2024). Inside a pair, cuts fall on units: leaves of 256 or nodes of
+// 1024 absolute positions, the levels of the tree in which partial results are joined.
 #pragma once
 
 #include "attention_items.cuh"
@@ -12,15 +12,8 @@ namespace paged::gpu {
 
 constexpr int kLeafTiles = 4;
 constexpr int kNodeTiles = 16;
+constexpr int kMaxLeafTiles = 48;                     // cuts fall on nodes where blocks have more tiles than this
 constexpr int kTileCycles = 1300, kPieceCycles = 90;  // roughly: of a tile that need not wait, of joining a piece
-
-// The units from tiles to nodes, and how many tiles a block may have where cuts fall on them.
-struct Unit {
-  int tiles, most_tiles;
-};
-__host__ __device__ constexpr Unit unit_at(int level) {
-  return level == 0 ? Unit{1, 8} : level == 1 ? Unit{kLeafTiles, 128} : Unit{kNodeTiles, 0x7fffffff};
-}
 
 // Where a block begins; it ends where the next one begins. Pieces are partial results of pairs that blocks share.
 struct alignas(16) DecodeStart {
@@ -125,22 +118,19 @@ __device__ inline int cut(const DecodePlanArguments& args, std::int64_t all, int
   return pieces;
 }
 
-// The unit with which the slowest block should be done first.
-__device__ inline int choose_unit(const DecodePlanArguments& args, std::int64_t all, PlanShared& shared) {
-  const std::int64_t cost = (all & 0xffffffff) * args.num_kv_heads;
-  std::int64_t least = 0;
-  int choice = 2;
-  for (int i = 2; i >= 0; --i) {
-    if (cost > std::int64_t{unit_at(i).most_tiles} * args.num_blocks) break;
-    cut(args, all, unit_at(i).tiles, shared);
+// The unit with which the slowest block should be done first; the blocks are cut at it.
+__device__ inline int choose_unit(const DecodePlanArguments& args, std::int64_t all, PlanShared& shared, int& pieces) {
+  const auto cycles = [&] {
     __syncthreads();
-    const std::int64_t cycles = std::int64_t{shared.largest_share} * kTileCycles + shared.most_pieces * kPieceCycles;
-    if (i == 2 || cycles < least) {
-      least = cycles;
-      choice = i;
-    }
-  }
-  return unit_at(choice).tiles;
+    return std::int64_t{shared.largest_share} * kTileCycles + shared.most_pieces * kPieceCycles;
+  };
+  pieces = cut(args, all, kNodeTiles, shared);
+  if ((all & 0xffffffff) * args.num_kv_heads > std::int64_t{kMaxLeafTiles} * args.num_blocks) return kNodeTiles;
+  const std::int64_t nodes = cycles();
+  pieces = cut(args, all, kLeafTiles, shared);
+  if (cycles() < nodes) return kLeafTiles;
+  pieces = cut(args, all, kNodeTiles, shared);
+  return kNodeTiles;
 }
 
 __global__ void __launch_bounds__(kPlanThreads) plan_decode_kernel(const DecodePlanArguments args) {
@@ -150,8 +140,8 @@ __global__ void __launch_bounds__(kPlanThreads) plan_decode_kernel(const DecodeP
   const int block = static_cast<int>(threadIdx.x), num_blocks = args.num_blocks;
   const std::int64_t all = list_items(args.list, shared.warp_sums);
   __syncthreads();  // the lists are written
-  const int unit = choose_unit(args, all, shared);
-  const int pieces = cut(args, all, unit, shared);
+  int pieces;
+  const int unit = choose_unit(args, all, shared, pieces);
   shared.pieces[block] = static_cast<std::int32_t>(inclusive_sum(pieces, shared.warp_sums)) - pieces;
   __syncthreads();
   if (block == 0) *args.plan.unit_tiles = unit;

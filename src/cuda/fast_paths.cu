@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Which of NVIDIA's attention kernels take a shape. The matrix products choose in fast_linear.cu.
-#include "gpu/fast_paths.h"
-
 #include <initializer_list>
 
 #include "attention_paths.h"
+#include "gpu/fast_paths.h"
 
 namespace paged::gpu {
 namespace {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The engine's own matrix products on Hopper: gemm_sm90.cuh and gemm_sm90_many.cuh. Any number of rows; a row's bits do
-// not depend on it.
+// The engine's own matrix products on Hopper, for any number of rows: gemm_sm90_slab.cuh for few; if batch_invariant,
+// gemm_sm90.cuh, so that a row's bits do not depend on their number; gemm_sm90_many.cuh for many.
 #pragma once
 
 #include "ops/ops.h"

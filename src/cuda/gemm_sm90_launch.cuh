@@ -58,16 +58,17 @@ void launch_few(const GpuContext& gpu, const GemmProblem& problem) {
          static_cast<Stream>(gpu.stream), args);
 }
 
-template <class C>
+template <class C, bool exact>
 void launch_many(const GpuContext& gpu, const GemmProblem& problem) {
   GemmArguments args = gemm_arguments(problem, C::kRows / 16, C::kTokens);
   add_cuts(gpu, C::kGated, args);
   const int tiles = (args.num_tiles + C::kGroups - 1) / C::kGroups * ((args.num_rows + C::kTokens - 1) / C::kTokens);
-  launch(gemm_sm90_many_kernel<C>, dim3(static_cast<unsigned>(std::min(tiles, gpu.num_multiprocessors))),
+  launch(gemm_sm90_many_kernel<C, exact>,
+         dim3(static_cast<unsigned>(std::min(tiles, C::kBlocks * gpu.num_multiprocessors))),
          dim3(128 * C::kGroups + 128), C::kSharedBytes, static_cast<Stream>(gpu.stream), args);
 }
 
-constexpr int kMaxSlabRows = 32;
+constexpr int kMaxSlabRows = 64;
 constexpr int kMaxSlabUnits = 16;  // a box of TMA has at most 256 rows
 
 int units_of(const GemmProblem& problem) {
@@ -85,15 +86,17 @@ constexpr int kSlabRingBytes = 110 * 1024;  // two blocks fit on a multiprocesso
 // for its own: where the ring goes round, its slots are a multiple of warps_k. Few warps suffice; many slots are
 // needed.
 template <class C>
-SlabShape slab_shape(int units, int num_chunks, int ring_bytes = kSlabRingBytes) {
-  const int slot_bytes = units * 2048 + C::kTokens * 128, slots = std::min(num_chunks, ring_bytes / slot_bytes);
+SlabShape slab_shape(int units, const GemmArguments& args) {
+  const int num_chunks = args.num_chunks;
+  const int slot_bytes = units * 2048 + C::kTokens * 128, slots = std::min(num_chunks, kSlabRingBytes / slot_bytes);
   SlabShape shape{};
   shape.units = units;
   shape.warps_down = (units + C::kUnits - 1) / C::kUnits;
   shape.warps_k = C::kWarps / shape.warps_down;
   while (slots < num_chunks && slots % shape.warps_k > slots / 8) --shape.warps_k;
   shape.slots = slots < num_chunks ? slots - slots % shape.warps_k : slots;
-  shape.loaders = std::clamp(shape.slots / 8, 1, 4);
+  // Measured: with few tokens several lanes refill faster, with many they get into each other's way.
+  shape.loaders = args.num_rows < 8 ? std::clamp(shape.slots / 8, 1, 4) : 1;
   shape.ring_bytes = std::max(shape.slots * slot_bytes, shape.warps_k * units * 16 * C::kTokens * 4);
   return shape;
 }
@@ -102,7 +105,7 @@ template <class C>
 void launch_slab(const GpuContext& gpu, const GemmProblem& problem) {
   const int units = slab_units(gpu, problem);
   const GemmArguments args = gemm_arguments(problem, units, C::kTokens);
-  const SlabShape shape = slab_shape<C>(units, args.num_chunks);
+  const SlabShape shape = slab_shape<C>(units, args);
   launch(gemm_sm90_slab_kernel<C>, dim3(static_cast<unsigned>((units_of(problem) + units - 1) / units)),
          dim3(C::kThreads), static_cast<std::size_t>(shape.ring_bytes + 2 * shape.slots * 8),
          static_cast<Stream>(gpu.stream), args, shape);
@@ -117,17 +120,21 @@ void run_invariant(const GpuContext& gpu, const GemmProblem& problem) {
   if (rows <= 32) return launch_few<GemmConfig<T, 64, 32, 9, 2, gated>>(gpu, problem);
   if (rows <= 64) return launch_few<GemmConfig<T, 64, 64, 7, 2, gated>>(gpu, problem);
   if (rows <= 128) return launch_few<GemmConfig<T, 64, 128, 4, 2, gated>>(gpu, problem);
-  launch_many<GemmConfig<T, 128, 128, 6, 1, gated>>(gpu, problem);
+  launch_many<GemmConfig<T, 128, 128, 6, 1, gated>, true>(gpu, problem);
 }
 
 template <class T, bool gated>
 void run_gemm_sm90(const GpuContext& gpu, const GemmProblem& problem) {
   const std::int64_t rows = problem.x.rows;
-  if (gpu.batch_invariant || rows > kMaxSlabRows || slab_units(gpu, problem) > kMaxSlabUnits)
+  const int units = slab_units(gpu, problem);
+  if (gpu.batch_invariant || (units > kMaxSlabUnits && rows <= kMaxSlabRows))
     return run_invariant<T, gated>(gpu, problem);
+  if (rows > kMaxSlabRows) return launch_many<GemmConfig<T, 128, 128, 6, 1, gated>, false>(gpu, problem);
+  if (rows <= 8 && units <= 8) return launch_slab<SlabConfig<T, 8, 1, gated>>(gpu, problem);
   if (rows <= 8) return launch_slab<SlabConfig<T, 8, 2, gated>>(gpu, problem);
   if (rows <= 16) return launch_slab<SlabConfig<T, 16, 4, gated>>(gpu, problem);
-  launch_slab<SlabConfig<T, 32, 4, gated>>(gpu, problem);
+  if (rows <= 32) return launch_slab<SlabConfig<T, 32, 4, gated>>(gpu, problem);
+  launch_slab<SlabConfig<T, 64, 2, gated>>(gpu, problem);
 }
 
 }  // namespace

@@ -15,8 +15,8 @@ template <class T, class Fn>
 void with_config(int head_dim, Fn&& fn) {
   switch (head_dim) {
     case 64: return fn(PrefillConfig<T, 64, 4, 2, 64, 2>{});
-    case 96: return fn(PrefillConfig<T, 96, 4, 2, 32, 2>{});
-    case 128: return fn(PrefillConfig<T, 128, 4, 2, 32, 2>{});
+    case 96: return fn(PrefillConfig<T, 96, 4, 2, 64, 2>{});
+    case 128: return fn(PrefillConfig<T, 128, 4, 2, 64, 2>{});
     case 256: return fn(PrefillConfig<T, 256, 8, 1, 64, 1>{});
   }
 }

@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(Tl::kThreads, 1)
   __syncthreads();
   wait_for_predecessors();
   if (threadIdx.x < kGroupThreads) {
-    decrease_registers<Tl::kConsumers == 2 ? 48 : 32>();
+    decrease_registers<Tl::kConsumers == 2 ? 40 : 32>();
     if (threadIdx.x < kWarp) Producer<Tl>(*shared, a, &q_map, &kv_map).run();
   } else {
     increase_registers<Tl::kConsumers == 2 ? 232 : 160>();

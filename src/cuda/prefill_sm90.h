@@ -48,18 +48,20 @@ struct Tiling {
 constexpr int slot_floats(int head_dim) { return num_consumers(head_dim) * kGroupThreads * (head_dim / 2 + 4); }
 
 // Consecutive tokens of one sequence. num_tokens 0: no more work.
-struct PlannedTile {
+struct alignas(16) PlannedTile {
   std::int32_t first_token;  // row of q and out
   std::int32_t num_tokens;
   std::int32_t first_position;
   std::int32_t seq_len;
   std::int32_t table_row;
+  std::int32_t unused[3];
 };
-struct Plan {
+struct alignas(16) Plan {
   std::int32_t num_tiles;
   std::int32_t heads_at_once;    // kv heads whose keys and values L2 holds: all tiles of these, then the next ones
   std::int32_t chunks_per_pair;  // 0: a CTA has all of a pair's chunks; else one, and the pair so many slots
-  PlannedTile tiles[1];          // num_tiles, those with the most keys first
+  std::int32_t unused;
+  PlannedTile tiles[1];  // num_tiles, those with the most keys first
 };
 
 struct Arguments {
@@ -96,7 +98,6 @@ struct Shared {
   unsigned char k[Tl::kStages][Tl::kKvBytes];
   unsigned char v[Tl::kStages][Tl::kKvBytes];
   Work work[Tl::kQStages];  // with q
-  Work next_work;           // the producer's
   Barrier q_full[Tl::kQStages], q_empty[Tl::kQStages];
   Barrier k_full[Tl::kStages], k_empty[Tl::kStages];
   Barrier v_full[Tl::kStages], v_empty[Tl::kStages];

@@ -225,19 +225,21 @@ class Consumer {
     if (is_aside) fold<true>(slot(static_cast<int>(blockIdx.x)), rows, o);
   }
 
-  // This thread's part of a slot: vectors of four floats, each kGroupThreads vectors from the next.
+  // This thread's part of a slot; consecutive values are kGroupThreads floats apart.
   __device__ __forceinline__ float* slot(int index) const {
     constexpr int kFloats = slot_floats(Tl::kHeadDim);
     return a_.slots + std::int64_t{index} * kFloats + group_index_ * (kFloats / Tl::kConsumers) +
-           threadIdx.x % kGroupThreads * 4;
+           threadIdx.x % kGroupThreads;
   }
-  static constexpr int kVectors = Tl::kHeadDim / 8;  // of outputs; one more has the maxima and sums
 
   __device__ __forceinline__ void save(float* to, const RowState& rows, const float (&o)[Tl::kHeadDim / 2]) const {
 #pragma unroll
-    for (int i = 0; i < kVectors; ++i)
-      store_vec(to + 4 * kGroupThreads * i, Vec<float, 4>{o[4 * i], o[4 * i + 1], o[4 * i + 2], o[4 * i + 3]});
-    store_vec(to + 4 * kGroupThreads * kVectors, Vec<float, 4>{rows.max[0], rows.max[1], rows.sum[0], rows.sum[1]});
+    for (int i = 0; i < Tl::kHeadDim / 2; ++i) to[kGroupThreads * i] = o[i];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      to[kGroupThreads * (Tl::kHeadDim / 2 + i)] = rows.max[i];
+      to[kGroupThreads * (Tl::kHeadDim / 2 + 2 + i)] = rows.sum[i];
+    }
   }
 
   // Folds two results: the one of the later keys is saved_first ? the saved one : rows and o, where the result goes.
@@ -246,23 +248,19 @@ class Consumer {
     const auto join = [](float mine, float my_scale, float other, float other_scale) {
       return saved_first ? fmaf(other, other_scale, mine * my_scale) : fmaf(mine, my_scale, other * other_scale);
     };
-    const Vec<float, 4> state = load_vec<float, 4>(saved + 4 * kGroupThreads * kVectors);
     float scale[2], saved_scale[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float max = fmaxf(state.data[i], rows.max[i]), base = max == kMinusInfinity ? 0.0f : max;
+      const float saved_max = saved[kGroupThreads * (Tl::kHeadDim / 2 + i)], max = fmaxf(saved_max, rows.max[i]);
+      const float base = max == kMinusInfinity ? 0.0f : max;
       scale[i] = fast_exp2(rows.max[i] - base);
-      saved_scale[i] = fast_exp2(state.data[i] - base);
+      saved_scale[i] = fast_exp2(saved_max - base);
       rows.max[i] = max;
-      rows.sum[i] = join(rows.sum[i], scale[i], state.data[2 + i], saved_scale[i]);
+      rows.sum[i] = join(rows.sum[i], scale[i], saved[kGroupThreads * (Tl::kHeadDim / 2 + 2 + i)], saved_scale[i]);
     }
 #pragma unroll
-    for (int i = 0; i < kVectors; ++i) {
-      const Vec<float, 4> v = load_vec<float, 4>(saved + 4 * kGroupThreads * i);
-#pragma unroll
-      for (int j = 0; j < 4; ++j) o[4 * i + j] = join(o[4 * i + j], scale[j / 2], v.data[j], saved_scale[j / 2]);
-      if (i % 8 == 7) hold(o);  // or all loads come first, and registers run out
-    }
+    for (int i = 0; i < Tl::kHeadDim / 2; ++i)
+      o[i] = join(o[i], scale[i / 2 % 2], saved[kGroupThreads * i], saved_scale[i / 2 % 2]);
   }
 
   // Folds a finished chunk into those that this CTA set aside before.

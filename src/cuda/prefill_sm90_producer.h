@@ -44,65 +44,46 @@ class Producer {
                                       const TensorMap* kv_map)
       : shared_(shared), a_(a), q_map_(q_map), kv_map_(kv_map), lane_(static_cast<int>(threadIdx.x % kWarp)) {
     box_ = lane_box<Tl>(lane_, a.log2_block_size);
-    num_tiles_ = a.plan->num_tiles;
-    heads_at_once_ = a.plan->heads_at_once;
-    chunks_per_pair_ = a.plan->chunks_per_pair;
   }
 
   __device__ __forceinline__ void run() {
-    draw();
-    bool found = find_next();
-    while (found) {
-      const Work work = shared_.next_work;
-      offer(work);
-      draw();
-      load_queries(work);
-      found = load_item(work);
+    const int num_items = a_.plan->num_tiles * a_.num_kv_heads * std::max(a_.plan->chunks_per_pair, 1);
+    while (true) {
+      int item = 0;
+      if (lane_ == 0) item = static_cast<int>(atomic_add(a_.counters, 1u));
+      item = shuffle(item, 0);
+      // Everybody draws once past the end; the last draw of all leaves the counter as it was.
+      if (lane_ == 0 && item == num_items + static_cast<int>(gridDim.x) - 1) *a_.counters = 0;
+      const Work work = item < num_items ? find_work(item) : Work{};
+      if (item < num_items && work.last_tile < work.first_tile) continue;
+      wait(&shared_.q_empty[q_.stage], q_.parity ^ 1);
+      sync_warp();
+      if (lane_ == 0) shared_.work[q_.stage] = work;
+      if (item >= num_items) {
+        if (lane_ == 0) arrive(&shared_.q_full[q_.stage]);
+        return;
+      }
+      load_item(work);
     }
-    offer(Work{});
-    if (lane_ == 0) arrive(&shared_.q_full[q_.stage]);
   }
 
  private:
-  // The answer is not waited for before find_next.
-  __device__ __forceinline__ void draw() {
-    if (lane_ == 0) drawn_ = static_cast<int>(atomic_add(a_.counters, 1u));
-  }
-
-  // Leaves next_work of the item drawn, or of the next one that has keys. False: there is none.
-  __device__ __forceinline__ bool find_next() {
-    const int num_items = num_tiles_ * a_.num_kv_heads * std::max(chunks_per_pair_, 1);
-    while (true) {
-      const int item = shuffle(drawn_, 0);
-      // Everybody draws once past the end; the last draw of all leaves the counter as it was.
-      if (lane_ == 0 && item == num_items + static_cast<int>(gridDim.x) - 1) *a_.counters = 0;
-      if (item >= num_items) return false;
-      const Work work = find_work(item);
-      if (work.first_tile <= work.last_tile) {
-        sync_warp();
-        if (lane_ == 0) shared_.next_work = work;
-        sync_warp();
-        return true;
-      }
-      draw();
-    }
-  }
-
   // An item past a pair's last chunk has no tiles.
   __device__ __forceinline__ Work find_work(int item) const {
-    const int chunks = std::max(chunks_per_pair_, 1), pair = item / chunks;
-    const int first_head = pair / (num_tiles_ * heads_at_once_) * heads_at_once_;
-    const int heads = std::min(heads_at_once_, a_.num_kv_heads - first_head);
-    const int rest = pair - first_head * num_tiles_;
+    const Plan& plan = *a_.plan;
+    const int chunks = std::max(plan.chunks_per_pair, 1), pair = item / chunks;
+    const int first_head = pair / (plan.num_tiles * plan.heads_at_once) * plan.heads_at_once;
+    const int heads = std::min(plan.heads_at_once, a_.num_kv_heads - first_head);
+    const int rest = pair - first_head * plan.num_tiles;
     Work work{};
-    work.tile = a_.plan->tiles[rest / heads];
+    work.tile = plan.tiles[rest / heads];
     work.kv_head = first_head + rest % heads;
     work.pair = pair;
     const KeyRange keys = key_range(work.tile, a_.window);
     work.first_key = keys.first;
     work.first_tile = keys.first / Tl::kKeys;
     work.last_tile = keys.last / Tl::kKeys;
-    if (chunks_per_pair_ > 0) {
+    if (plan.chunks_per_pair > 0) {
       work.chunk = item % chunks;
       work.num_chunks = keys.num_chunks();
       const int begin = (keys.first / kChunkKeys + work.chunk) * Tl::kChunkTiles;
@@ -112,15 +93,8 @@ class Producer {
     return work;
   }
 
-  // To the consumers, as soon as they have done with what was in its place.
-  __device__ __forceinline__ void offer(const Work& work) {
-    wait(&shared_.q_empty[q_.stage], q_.parity ^ 1);
-    sync_warp();
-    if (lane_ == 0) shared_.work[q_.stage] = work;
-  }
-
-  // Finds the next work as early as possible: it comes a long way.
-  __device__ __forceinline__ bool load_item(const Work& work) {
+  __device__ __forceinline__ void load_item(const Work& work) {
+    load_queries(work);
     Source next = find_source<Tl>(a_, box_, work, work.last_tile);
     for (int tile = work.last_tile; tile >= work.first_tile; --tile) {
       const Source now = next;
@@ -129,9 +103,7 @@ class Producer {
       held_ = now;
       if (tile > work.first_tile) next = find_source<Tl>(a_, box_, work, tile - 1);
     }
-    const bool found = find_next();
     load_values(held_, work, work.first_tile);
-    return found;
   }
 
   __device__ __forceinline__ void load_queries(const Work& work) {
@@ -195,9 +167,7 @@ class Producer {
   const TensorMap* q_map_;
   const TensorMap* kv_map_;
   const int lane_;
-  int num_tiles_, heads_at_once_, chunks_per_pair_;  // the plan's
   LaneBox box_;
-  int drawn_ = 0;
   Source held_{};  // of the tile whose keys, but not yet values, were loaded
   RingPosition<Tl::kQStages> q_;
   RingPosition<Tl::kStages> k_, v_;

@@ -100,6 +100,16 @@ __device__ __forceinline__ void do_item(const Heads& heads, std::int64_t token, 
   store_vec(out + second, converted<T, To, kVec>(b));
 }
 
+template <class C>
+__device__ __forceinline__ C* head_in_cache(const CacheWork& work, const Heads& heads, std::int32_t slot, bool is_value,
+                                            int head) {
+  const std::int64_t piece = std::int64_t{heads.head_dim} << work.block_shift;
+  const int in_block = slot & ((1 << work.block_shift) - 1);
+  return static_cast<C*>(work.cache) +
+         piece_offset(slot >> work.block_shift, is_value ? 1 : 0, head, work.num_kv_heads, piece) +
+         std::int64_t{in_block} * heads.head_dim;
+}
+
 // Block x is a token, block y some of its items: q's, then k's, then v's.
 template <class T, class C, int kVec>
 __global__ void __launch_bounds__(kCacheThreads) cache_kernel(CacheWork work) {
@@ -120,13 +130,78 @@ __global__ void __launch_bounds__(kCacheThreads) cache_kernel(CacheWork work) {
   if (item >= heads.items) return;
   const std::int32_t slot = work.slots[token];
   if (slot < 0) return;
-  const int head = item / heads.items_per_head, in_block = slot & ((1 << work.block_shift) - 1);
-  C* out = static_cast<C*>(work.cache) +
-           piece_offset(slot >> work.block_shift, is_value ? 1 : 0, head, work.num_kv_heads,
-                        std::int64_t{heads.head_dim} << work.block_shift) +
-           std::int64_t{in_block} * heads.head_dim;
+  const int head = item / heads.items_per_head;
   do_item<T, C, kVec>(heads, token, item % heads.items_per_head,
-                      heads.x.row<const T>(token) + std::int64_t{head} * heads.head_dim, out);
+                      heads.x.row<const T>(token) + std::int64_t{head} * heads.head_dim,
+                      head_in_cache<C>(work, heads, slot, is_value, head));
+}
+
+template <class T, int kVec>
+__device__ __forceinline__ float sum_squares(const Vec<T, kVec>& values) {
+  float sum = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kVec; ++i) sum = fmaf(to_float(values.data[i]), to_float(values.data[i]), sum);
+  return sum;
+}
+
+template <class T, int kVec>
+__device__ __forceinline__ void normalise(Vec<T, kVec>& values, float scale, const Vec<float, kVec>& weight) {
+#pragma unroll
+  for (int i = 0; i < kVec; ++i) values.data[i] = from_float<T>(to_float(values.data[i]) * scale * weight.data[i]);
+}
+
+struct HeadNorms {
+  const float* q;
+  const float* k;
+  float eps;
+};
+
+// As cache_kernel, where q's and k's heads are normalised first. A head's items are neighbours in a warp, and all of
+// the head is theirs: it rotates as a whole, in halves.
+template <class T, class C, int kVec>
+__global__ void __launch_bounds__(kCacheThreads) norm_cache_kernel(CacheWork work, HeadNorms norms) {
+  release_dependents();
+  int item = static_cast<int>(blockIdx.y * blockDim.x + threadIdx.x);
+  const std::int64_t token = blockIdx.x;
+  const bool is_query = item < work.q.items;
+  if (!is_query) item -= work.q.items;
+  const bool is_key = !is_query && item < work.k.items, is_value = !is_query && !is_key;
+  if (is_value) item -= work.k.items;
+  const Heads& heads = is_query ? work.q : is_key ? work.k : work.v;
+  const int head = item / heads.items_per_head, lane = item % heads.items_per_head;
+  const int first = lane * kVec, second = heads.head_dim / 2 + first;
+  const T* x = heads.x.row<const T>(token) + std::int64_t{head} * heads.head_dim;
+  Vec<float, kVec> first_weight{}, second_weight{};
+  if (!is_value) {
+    const float* weight = is_query ? norms.q : norms.k;
+    first_weight = load_vec<float, kVec>(weight + first);
+    second_weight = load_vec<float, kVec>(weight + second);
+  }
+  wait_for_predecessors();
+  Vec<T, kVec> a{}, b{};
+  if (!is_value) {
+    a = load_vec<T, kVec>(x + first);
+    b = load_vec<T, kVec>(x + second);
+  }
+  float squares = sum_squares(a) + sum_squares(b);
+  for (int mask = work.q.items_per_head / 2; mask > 0; mask >>= 1) squares += shuffle_xor(squares, mask);
+  const std::int32_t slot = is_query || item >= heads.items ? -1 : work.slots[token];
+  if (!is_query && slot < 0) return;
+  if (is_value) return do_item<T, C, kVec>(heads, token, lane, x, head_in_cache<C>(work, heads, slot, true, head));
+  const float scale = 1.0f / sqrtf(squares / static_cast<float>(heads.head_dim) + norms.eps);
+  normalise(a, scale, first_weight);
+  normalise(b, scale, second_weight);
+  const float* cosines = heads.table + std::int64_t{heads.positions[token]} * heads.head_dim + first;
+  rotate(a, b, load_vec<float, kVec>(cosines), load_vec<float, kVec>(cosines + heads.head_dim / 2));
+  if (is_query) {
+    T* out = heads.out.row<T>(token) + std::int64_t{head} * heads.head_dim;
+    store_vec(out + first, a);
+    store_vec(out + second, b);
+  } else {
+    C* out = head_in_cache<C>(work, heads, slot, false, head);
+    store_vec(out + first, converted<T, C, kVec>(a));
+    store_vec(out + second, converted<T, C, kVec>(b));
+  }
 }
 
 // How the heads of x fall into items of vec elements.
@@ -163,43 +238,64 @@ bool moves_vectors(const RopeParams& rope) {
   return has_vectors(rope.x) && rope.rotary_dim / 2 % vec == 0 && rope.head_dim % vec == 0 && is_aligned(rope.table);
 }
 
-template <class T, class C, int kVec>
-void launch_cache(const ExecutionContext& context, const CacheWork& work, std::int64_t tokens) {
+template <class... Params, class... Args>
+void launch_cache(const ExecutionContext& context, void (*kernel)(CacheWork, Params...), const CacheWork& work,
+                  std::int64_t tokens, const Args&... args) {
   const int items = work.q.items + work.k.items + work.v.items;
   if (items == 0 || tokens == 0) return;
   const unsigned threads = block_threads(items, kCacheThreads);
-  launch(cache_kernel<T, C, kVec>,
-         dim3(static_cast<unsigned>(tokens), static_cast<unsigned>(divide_up(items, threads))), dim3(threads), 0,
-         stream_of(context), work);
+  launch(kernel, dim3(static_cast<unsigned>(tokens), static_cast<unsigned>(divide_up(items, threads))), dim3(threads),
+         0, stream_of(context), work, args...);
 }
 
-// k (rotated) and v into the cache; q, if there is one, into q->out.
-void write_cache(const ExecutionContext& context, const RopeParams* q, const RopeParams& k, const RopeParams& v,
-                 const std::int32_t* slots, const KvCacheView& cache) {
-  const bool vectors = moves_vectors(k) && moves_vectors(v) && is_aligned(cache.data) &&
-                       (q == nullptr || (moves_vectors(*q) && has_vectors(q->out)));
-  const auto work_for = [&](int vec) {
-    CacheWork work{.q = {},
+// k (rotated) and v go into the cache; q, if it has heads, into q.out.
+struct CacheWrite {
+  RopeParams q, k, v;
+  const std::int32_t* slots;
+  KvCacheView cache;
+
+  bool moves_vectors() const {
+    const bool q_does = q.x.cols == 0 || (gpu::moves_vectors(q) && has_vectors(q.out));
+    return q_does && gpu::moves_vectors(k) && gpu::moves_vectors(v) && is_aligned(cache.data);
+  }
+  CacheWork work(int vec) const {
+    CacheWork work{.q = heads_of(q, q.out, vec),
                    .k = heads_of(k, {}, vec),
                    .v = heads_of(v, {}, vec),
                    .slots = slots,
                    .cache = cache.data,
                    .num_kv_heads = cache.num_kv_heads,
                    .block_shift = 0};
-    if (q != nullptr) work.q = heads_of(*q, q->out, vec);
     while (1 << work.block_shift < cache.block_size) ++work.block_shift;
     return work;
-  };
-  with_type(k.x.dtype, [&](auto element) {
-    with_type(cache.dtype, [&](auto stored) {
-      using T = decltype(element);
-      using C = decltype(stored);
-      if (vectors)
-        launch_cache<T, C, kVecOf<T>>(context, work_for(kVecOf<T>), k.x.rows);
-      else
-        launch_cache<T, C, 1>(context, work_for(1), k.x.rows);
-    });
+  }
+};
+
+// Calls fn with values of the activations' and the cache's types.
+template <class Fn>
+void with_types(const CacheWrite& write, Fn&& fn) {
+  with_type(write.k.x.dtype,
+            [&](auto element) { with_type(write.cache.dtype, [&](auto stored) { fn(element, stored); }); });
+}
+
+void write_cache(const ExecutionContext& context, const CacheWrite& write) {
+  with_types(write, [&](auto element, auto stored) {
+    using T = decltype(element);
+    using C = decltype(stored);
+    if (write.moves_vectors())
+      launch_cache(context, cache_kernel<T, C, kVecOf<T>>, write.work(kVecOf<T>), write.k.x.rows);
+    else
+      launch_cache(context, cache_kernel<T, C, 1>, write.work(1), write.k.x.rows);
   });
+}
+
+// Whether norm_cache_kernel takes the heads.
+bool takes_norms(const CacheWrite& write, const HeadNorms& norms) {
+  const RopeParams &q = write.q, &k = write.k;
+  const std::int64_t items = q.head_dim / 2 / (16 / size_of(q.x.dtype));
+  const bool whole = q.rotary_dim == q.head_dim && k.rotary_dim == k.head_dim && q.head_dim == k.head_dim;
+  return whole && !q.interleaved && !k.interleaved && write.moves_vectors() && is_aligned(norms.q) &&
+         is_aligned(norms.k) && items >= 1 && items <= 32 && (items & (items - 1)) == 0;
 }
 
 constexpr int kCopyHeld = 4;
@@ -240,20 +336,33 @@ void rope(const ExecutionContext& context, const RopeParams& params) {
     CacheWork work{};
     work.q = heads_of(params, params.out, vectors ? kVecOf<T> : 1);
     if (vectors)
-      launch_cache<T, T, kVecOf<T>>(context, work, params.x.rows);
+      launch_cache(context, cache_kernel<T, T, kVecOf<T>>, work, params.x.rows);
     else
-      launch_cache<T, T, 1>(context, work, params.x.rows);
+      launch_cache(context, cache_kernel<T, T, 1>, work, params.x.rows);
   });
 }
 
 void store_kv(const ExecutionContext& context, const StoreKvParams& params) {
-  write_cache(context, nullptr, no_rope(params.k, params.cache.head_dim), no_rope(params.v, params.cache.head_dim),
-              params.slot_mapping, params.cache);
+  const std::int32_t head_dim = params.cache.head_dim;
+  write_cache(context, {no_rope({}, head_dim), no_rope(params.k, head_dim), no_rope(params.v, head_dim),
+                        params.slot_mapping, params.cache});
 }
 
 void rope_store_kv(const ExecutionContext& context, const RopeStoreKvParams& params) {
-  write_cache(context, &params.q, params.k, no_rope(params.v, params.cache.head_dim), params.slot_mapping,
-              params.cache);
+  CacheWrite write{params.q, params.k, no_rope(params.v, params.cache.head_dim), params.slot_mapping, params.cache};
+  if (params.q_norm == nullptr) return write_cache(context, write);
+  const HeadNorms norms{params.q_norm, params.k_norm, params.norm_eps};
+  if (!takes_norms(write, norms)) {
+    rms_norm(context, {params.q.x, norms.q, params.q.head_dim, norms.eps, params.q.out});
+    rms_norm(context, {params.k.x, norms.k, params.k.head_dim, norms.eps, params.k.x});
+    write.q.x = params.q.out;
+    return write_cache(context, write);
+  }
+  with_types(write, [&](auto element, auto stored) {
+    using T = decltype(element);
+    launch_cache(context, norm_cache_kernel<T, decltype(stored), kVecOf<T>>, write.work(kVecOf<T>), params.k.x.rows,
+                 norms);
+  });
 }
 
 void copy_blocks(const ExecutionContext& context, const CopyBlocksParams& params) {

@@ -2,9 +2,9 @@
 // A weight matrix on a GPU: row-major [rows, cols] in the activations' dtype, the parts of a linear under each other.
 #pragma once
 
+#include "base/dtype.h"
 #include "gpu/runtime.h"
 #include "ops/weights.h"
-#include "base/dtype.h"
 
 namespace paged::gpu {
 

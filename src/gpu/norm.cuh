@@ -11,6 +11,7 @@ namespace paged::gpu {
 namespace {
 
 constexpr int kNormThreads = 512;
+constexpr int kMaxWarps = kNormThreads / 32;
 constexpr int kNarrowLanes = 32;  // up to here a group is part of a warp of either width
 
 struct NormWork {
@@ -29,18 +30,23 @@ __device__ __forceinline__ float group_sum(float value, int lanes) {
     for (int mask = lanes / 2; mask > 0; mask >>= 1) value += shuffle_xor(value, mask);
     return value;
   }
-  __shared__ float partial[kNormThreads / 32];
-  const int thread = static_cast<int>(threadIdx.x);
+  __shared__ Vec<float, 4> partial[kMaxWarps / 4];
+  const int thread = static_cast<int>(threadIdx.x), warps = lanes / kWarp;
   value = warp_sum(value);
-  if (thread % kWarp == 0) partial[thread / kWarp] = value;
+  if (thread % kWarp == 0) partial[thread / kWarp / 4].data[thread / kWarp % 4] = value;
+  if (thread >= warps && thread < kMaxWarps) partial[thread / 4].data[thread % 4] = 0.0f;
   __syncthreads();
   float total = 0.0f;
-  for (int warp = 0; warp < lanes / kWarp; ++warp) total += partial[warp];
+#pragma unroll
+  for (int i = 0; i < kMaxWarps / 4; ++i) {
+    const Vec<float, 4> four = partial[i];
+    total += (four.data[0] + four.data[1]) + (four.data[2] + four.data[3]);
+  }
   return total;
 }
 
 template <class T, int kVec, int kHeld, bool kAdd>
-__global__ void __launch_bounds__(kNormThreads) rms_norm_kernel(NormWork work) {
+__global__ void __launch_bounds__(kNormThreads, kAdd ? 1 : 2) rms_norm_kernel(NormWork work) {
   release_dependents();
   const int lanes = work.lanes, lane = static_cast<int>(threadIdx.x) % lanes;
   const unsigned group = (blockIdx.x * blockDim.x + threadIdx.x) / static_cast<unsigned>(lanes);
@@ -52,14 +58,13 @@ __global__ void __launch_bounds__(kNormThreads) rms_norm_kernel(NormWork work) {
     const int at = h * lanes + lane;
     weight[h] = at < vectors ? load_vec<float, kVec>(work.weight + at * kVec) : Vec<float, kVec>{};
   }
-  wait_for_predecessors();
-
   const unsigned row = group / work.groups_per_row;
   const int column = static_cast<int>(group % work.groups_per_row) * work.width;
   const T* x = work.x.row<const T>(row) + column;
   const T* delta = kAdd ? work.delta.row<const T>(row) + column : nullptr;
   T* sum = kAdd ? work.sum.row<T>(row) + column : nullptr;
   T* out = work.out.row<T>(row) + column;
+  wait_for_predecessors();
 
   Vec<T, kVec> held[kHeld], added[kAdd ? kHeld : 1];
   float squares = 0.0f;

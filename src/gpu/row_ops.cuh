@@ -11,7 +11,7 @@ namespace paged::gpu {
 namespace {
 
 constexpr int kMapThreads = 256;
-constexpr std::int64_t kFewVectors = 1 << 16;  // up to here a thread takes one, so that more threads share the wait
+constexpr std::int64_t kFewVectors = 1 << 19;  // up to here a thread takes one, so that more threads share the wait
 
 struct MapWork {
   Rows a, b, out;
@@ -39,7 +39,8 @@ struct Softcap {
 };
 struct SiluGate {
   static constexpr bool kTwo = true;
-  __device__ float operator()(float gate, float up) const { return gate / (1.0f + expf(-gate)) * up; }
+  // The bound keeps the division off its slow path; below it the quotient is nothing beside any other number.
+  __device__ float operator()(float gate, float up) const { return gate / (1.0f + fast_exp(fminf(-gate, 80.0f))) * up; }
 };
 struct GeluTanhGate {
   static constexpr bool kTwo = true;
@@ -69,8 +70,8 @@ __global__ void __launch_bounds__(kMapThreads) map_rows_kernel(MapWork work, Fn 
 #pragma unroll
   for (int h = 0; h < kHeld; ++h) {
     const int at = first + h * static_cast<int>(blockDim.x);
-    if (at < work.vectors) left[h] = load_vec<From, kVec>(a + at * kVec);
-    if (Fn::kTwo && at < work.vectors) right[Fn::kTwo ? h : 0] = load_vec<From, kVec>(b + at * kVec);
+    left[h] = at < work.vectors ? load_vec<From, kVec>(a + at * kVec) : Vec<From, kVec>{};
+    if (Fn::kTwo) right[Fn::kTwo ? h : 0] = at < work.vectors ? load_vec<From, kVec>(b + at * kVec) : Vec<From, kVec>{};
   }
 #pragma unroll
   for (int h = 0; h < kHeld; ++h) {
@@ -99,7 +100,7 @@ void launch_map(const ExecutionContext& context, MapWork work, const MatrixView&
   if (out.rows * work.vectors <= kFewVectors)
     launch_map<From, To, kVec, 1>(context, work, out.rows, fn);
   else
-    launch_map<From, To, kVec, 4>(context, work, out.rows, fn);
+    launch_map<From, To, kVec, 2>(context, work, out.rows, fn);
 }
 
 // All operands of out's dtype.

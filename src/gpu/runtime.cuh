@@ -117,8 +117,10 @@ OwnedStream::~OwnedStream() {
 void OwnedStream::synchronize() const { gpu::synchronize(handle_); }
 
 Event::Event(bool timed) {
+  // Who waits for one sleeps: the processor belongs to the application.
+  constexpr unsigned kUntimed = GPU_API(EventDisableTiming) | GPU_API(EventBlockingSync);
   GPU_API(Event_t) event = nullptr;
-  check(GPU_API(EventCreateWithFlags)(&event, timed ? GPU_API(EventDefault) : GPU_API(EventDisableTiming)), "an event");
+  check(GPU_API(EventCreateWithFlags)(&event, timed ? GPU_API(EventDefault) : kUntimed), "an event");
   handle_ = event;
 }
 Event::~Event() {

@@ -40,8 +40,8 @@ __device__ __forceinline__ std::int32_t id_of(Word best) {
   return static_cast<std::int32_t>(~static_cast<std::uint32_t>(best));
 }
 
-__device__ void survey_part(const SampleWork& work, const RowLogits& logits, const RowPlan& plan, SampleShared& shared,
-                            Block& block) {
+__device__ __forceinline__ void survey_part(const SampleWork& work, const RowLogits& logits, const RowPlan& plan,
+                                            SampleShared& shared, Block& block) {
   const int thread = static_cast<int>(threadIdx.x), part = static_cast<int>(blockIdx.x);
   const std::int64_t at = static_cast<std::int64_t>(blockIdx.y) * work.num_parts + part;
   Vec<float, 4> own[kPartVectors];
@@ -90,8 +90,8 @@ __device__ bool is_last_of_row(const SampleWork& work, SampleShared& shared) {
 
 // Without top-k and top-p: first the part, then the token inside it. `mass` is that of the thread's part, relative to
 // the row's largest logit, `before` that of the parts before it. Sets shared.cut.token.
-__device__ void pick_any(const RowLogits& logits, const RowPlan& plan, const PartSurvey* surveys, Word mass,
-                         Word before, Word at, SampleShared& shared, Block& block) {
+__device__ __forceinline__ void pick_any(const RowLogits& logits, const RowPlan& plan, const PartSurvey* surveys,
+                                         Word mass, Word before, Word at, SampleShared& shared, Block& block) {
   if (before <= at && at < before + mass) {
     const double inside = static_cast<double>(at - before) / static_cast<double>(mass);
     shared.cut.part = static_cast<int>(threadIdx.x);
@@ -103,8 +103,8 @@ __device__ void pick_any(const RowLogits& logits, const RowPlan& plan, const Par
 }
 
 // By the row's last CTA, in which every thread gets the token.
-__device__ std::int32_t finish_row(const SampleWork& work, const RowLogits& logits, const RowPlan& plan,
-                                   const SamplingRow& how, SampleShared& shared, Block& block) {
+__device__ __forceinline__ std::int32_t finish_row(const SampleWork& work, const RowLogits& logits, const RowPlan& plan,
+                                                   const SamplingRow& how, SampleShared& shared, Block& block) {
   const int thread = static_cast<int>(threadIdx.x);
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.y) * work.num_parts;
   const PartSurvey* surveys = work.surveys + first;

@@ -43,18 +43,27 @@ constexpr float kMaxBinnedInverse = 1e4f;  // of a temperature; the bins of a lo
 struct RowPlan {
   float inverse;  // 1 / temperature, 0 if greedy
   float top_p;
-  int top_k;  // 0: all
+  int top_k;      // 0: all
+  int bin_reach;  // of the bins, those that count
 
   __device__ RowPlan(const SamplingRow& row, int vocab)
       : inverse(row.temperature <= 0.0f ? 0.0f : fminf(1.0f / row.temperature, 3.402823466e38f)),
-        top_p(row.top_p),
-        top_k(row.top_k > 0 && row.top_k < vocab ? row.top_k : 0) {}
+        top_p(row.top_p < 0.0f ? 0.0f : row.top_p),
+        top_k(row.top_k > 0 && row.top_k < vocab ? row.top_k : 0),
+        bin_reach(kBins) {
+    if (top_k > 0 || !(top_p < 1.0f)) return;
+    // All weights below (1 - top_p) / vocab of the largest add up to less than what the nucleus leaves.
+    const float reach = logf(static_cast<float>(vocab) / (1.0f - top_p)) * kBinsPerUnit + 2.0f;
+    if (reach < kBins) bin_reach = static_cast<int>(reach);
+  }
+  // Else the bins are wider than one unit / kBinsPerUnit.
+  __device__ bool bins_tell_mass() const { return inverse <= kMaxBinnedInverse; }
   __device__ bool greedy() const { return inverse == 0.0f; }
   __device__ bool cuts() const { return !greedy() && (top_k > 0 || top_p < 1.0f); }
   __device__ bool needs_bins() const { return cuts() && (top_k == 0 || top_k > kFewK); }
   __device__ bool needs_total() const { return !greedy() && top_k == 0; }
   // In bins; finite.
-  __device__ float place(float logit) const {
+  __device__ __forceinline__ float place(float logit) const {
     return fmaxf(fminf(logit * (kBinsPerUnit * fminf(inverse, kMaxBinnedInverse)), 1e37f), -1e37f);
   }
 };
@@ -83,7 +92,7 @@ struct RowLogits {
   bool vectors;  // the row's address is a multiple of 16
 
   // Four from `id` on; those past the end are -infinity.
-  __device__ Vec<float, 4> load(int id) const {
+  __device__ __forceinline__ Vec<float, 4> load(int id) const {
     if (vectors && id + 4 <= vocab) return load_vec<float, 4>(data + id);
     Vec<float, 4> some;
 #pragma unroll
@@ -100,7 +109,7 @@ class Block {
   };
   __device__ explicit Block(Slots& slots) : slots_(&slots) {}
 
-  __device__ Word sum(Word value) {
+  __device__ __forceinline__ Word sum(Word value) {
 #pragma unroll
     for (int mask = kWarp / 2; mask > 0; mask >>= 1) value += shuffle_xor(value, mask);
     const Word* all = exchange(value);
@@ -108,7 +117,7 @@ class Block {
     for (int warp = 0; warp < kWarps; ++warp) value += all[warp];
     return value;
   }
-  __device__ Word largest(Word value) {
+  __device__ __forceinline__ Word largest(Word value) {
 #pragma unroll
     for (int mask = kWarp / 2; mask > 0; mask >>= 1) value = larger(value, shuffle_xor(value, mask));
     const Word* all = exchange(value);
@@ -116,7 +125,7 @@ class Block {
     return value;
   }
   // The sum over the threads before this one; total is over all.
-  __device__ Word sum_before(Word value, Word& total) {
+  __device__ __forceinline__ Word sum_before(Word value, Word& total) {
     const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
     Word up_to = value;
 #pragma unroll
@@ -138,7 +147,7 @@ class Block {
   static constexpr int kWarps = kSampleThreads / kWarp;
   __device__ static Word larger(Word a, Word b) { return a > b ? a : b; }
   // The warps' values. Alternating slots: whoever writes one again has met everybody who read it.
-  __device__ const Word* exchange(Word of_warp) {
+  __device__ __forceinline__ const Word* exchange(Word of_warp) {
     Word* all = slots_->of_warp[turn_ ^= 1];
     if (threadIdx.x % kWarp == 0) all[threadIdx.x / kWarp] = of_warp;
     __syncthreads();
@@ -155,23 +164,17 @@ __device__ __forceinline__ void walk_part(const RowLogits& logits, float inverse
                                           std::uint32_t least, Word wanted, Block& block, std::int32_t& token) {
   const auto mass = [&](float logit) { return ordered(logit) >= least ? mass_of(logit, base, inverse) : Word{0}; };
   const int first = part * kPartLogits + static_cast<int>(threadIdx.x) * kPartVectors * 4;
-  Word sums[kPartVectors], own = 0;
-#pragma unroll
-  for (int i = 0; i < kPartVectors; ++i) {
-    const Vec<float, 4> some = logits.load(first + i * 4);
-    sums[i] = mass(some.data[0]) + mass(some.data[1]) + mass(some.data[2]) + mass(some.data[3]);
-    own += sums[i];
-  }
+  const auto mass_of_four = [&](int id) {
+    const Vec<float, 4> some = logits.load(id);
+    return mass(some.data[0]) + mass(some.data[1]) + mass(some.data[2]) + mass(some.data[3]);
+  };
+  Word own = 0;
+  for (int i = 0; i < kPartVectors; ++i) own += mass_of_four(first + i * 4);
   Word all;
   Word sum = block.sum_before(own, all);
   if (wanted < sum || wanted >= sum + own) return;
   int id = first;
-#pragma unroll
-  for (int i = 0; i < kPartVectors; ++i) {
-    if (id != first + i * 4 || sum + sums[i] > wanted) continue;
-    sum += sums[i];
-    id += 4;
-  }
+  for (Word next; sum + (next = mass_of_four(id)) <= wanted; id += 4) sum += next;
   while ((sum += mass(logits.data[id])) <= wanted) ++id;
   token = id;
 }

@@ -10,6 +10,9 @@
 #include "gpu/device_error.h"
 
 #define GPU_API(name) hip##name
+// CUDA's second number, blocks of a multiprocessor, would be waves of a SIMD here, and registers would spill for them.
+#undef __launch_bounds__
+#define __launch_bounds__(threads, ...) __attribute__((amdgpu_flat_work_group_size(1, threads)))
 // As much as the widest access; more would only leave a gap after the static part.
 #define GPU_DYN_SHARED(type, name)                                    \
   extern __shared__ __align__(16) unsigned char gpu_dynamic_shared[]; \

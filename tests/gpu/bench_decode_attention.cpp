@@ -8,7 +8,8 @@
 #include <string>
 #include <string_view>
 
-#include "gpu/fast_paths.h"
+#include "copy_rate.h"
+#include "cuda/attention_paths.h"
 #include "gpu_test.h"
 
 namespace paged::test {
@@ -39,13 +40,6 @@ double seconds_of(Gpu& gpu, const std::function<void()>& body, int repeats) {
   }
   std::sort(seconds.begin(), seconds.end());
   return seconds[seconds.size() / 2];
-}
-
-double copy_rate(Gpu& gpu) {
-  constexpr std::int64_t kBytes = std::int64_t{1} << 30;
-  const gpu::DeviceBuffer from(kBytes), to(kBytes);
-  return 2.0 * kBytes /
-         seconds_of(gpu, [&] { gpu::copy_on_device(to.data(), from.data(), kBytes, gpu.gpu.stream); }, 20);
 }
 
 // Normally distributed elements, repeated from a block that the host makes.
@@ -92,7 +86,7 @@ class Bench {
     view.is_decode = decodes.as<std::int32_t>();
     view.block_tables = block_tables.as<std::int32_t>();
     view.block_table_stride = stride_;
-    const gpu::FastAttention& kernel = *gpu::fast_decode_attention(gpu_.gpu, shape_);
+    const gpu::FastAttention& kernel = *gpu::mma_decode_attention();
     const gpu::DeviceBuffer plan(kernel.plan_bytes(gpu_.gpu, limits_));
     const gpu::DeviceBuffer workspace(kernel.workspace_bytes(gpu_.gpu, limits_));
     const std::int64_t cols = std::int64_t{c_.num_heads} * c_.head_dim;
@@ -193,7 +187,8 @@ std::vector<BenchCase> bench_cases() {
   all.push_back({"64x2048 one long", skewed(64, 2048)});
   for (const auto& [heads, kv_heads, dim] :
        {std::tuple{40, 8, 128}, {16, 8, 128}, {32, 8, 64}, {32, 8, 96}, {16, 8, 256}, {32, 32, 128}, {64, 8, 128}}) {
-    const std::string name = " " + std::to_string(heads) + "/" + std::to_string(kv_heads) + "x" + std::to_string(dim);
+    const std::string name =
+        std::string(" ") + std::to_string(heads) + "/" + std::to_string(kv_heads) + "x" + std::to_string(dim);
     for (const auto& [count, length] : {std::pair{1, 1024}, {8, 4096}, {64, 2048}, {256, 512}})
       all.push_back(
           {std::to_string(count) + "x" + std::to_string(length) + name, uniform(count, length), heads, kv_heads, dim});
@@ -218,8 +213,8 @@ int main(int num_arguments, char** arguments) {
   }
   Gpu gpu;
   const AttentionShape shape{32, 8, 128, 64, DType::kBFloat16};
-  if (gpu.gpu.compute_capability == 0 || gpu::fast_decode_attention(gpu.gpu, shape) == nullptr) {
-    std::printf("skipped: no GPU with a fast decode attention\n");
+  if (gpu.gpu.compute_capability == 0 || !gpu::mma_decode_attention()->takes(gpu.gpu, shape)) {
+    std::printf("skipped: no NVIDIA GPU\n");
     return 0;
   }
   const double limit = copy_rate(gpu);

@@ -11,6 +11,7 @@
 #include <string_view>
 #include <vector>
 
+#include "copy_rate.h"
 #include "gpu/blas.h"
 #include "gpu/device_matrix.h"
 #include "gpu/fast_paths.h"
@@ -52,12 +53,6 @@ double seconds_of(Gpu& gpu, const std::function<void()>& body) {
   return seconds[1 + (seconds.size() - 1) / 2];
 }
 
-double copy_rate(Gpu& gpu) {
-  constexpr std::int64_t kBytes = std::int64_t{1} << 30;
-  const gpu::DeviceBuffer from(kBytes), to(kBytes);
-  return 2.0 * kBytes / seconds_of(gpu, [&] { gpu::copy_on_device(to.data(), from.data(), kBytes, gpu.gpu.stream); });
-}
-
 // Random blocks, repeated: the clock of a chip depends on the bits it multiplies.
 void fill_random(Gpu& gpu, std::byte* to, std::int64_t num_elements, float scale) {
   constexpr std::int64_t kBlock = 1 << 20;
@@ -88,7 +83,7 @@ struct Layer {
 class Activations {
  public:
   Activations(Gpu& gpu, const Model& model, std::int64_t rows)
-      : rows_(rows), buffer_(2 * rows * (2 * model.hidden + model.qkv + 3 * model.ffn)) {
+      : buffer_(2 * rows * (2 * model.hidden + model.qkv + 3 * model.ffn)) {
     std::byte* at = buffer_.data();
     for (auto [view, cols] : {std::pair{&x, model.hidden}, std::pair{&qkv, model.qkv}, std::pair{&h, model.hidden},
                               std::pair{&gate_up, 2 * model.ffn}, std::pair{&ffn, model.ffn}}) {
@@ -102,7 +97,6 @@ class Activations {
   MatrixView x, qkv, attention, h, gate_up, ffn;
 
  private:
-  std::int64_t rows_;
   gpu::DeviceBuffer buffer_;
 };
 

@@ -2,7 +2,7 @@
 // The ops around the matrix products and attention, each many times in one graph. Few rows: the same operands again and
 // again, in the cache as in a decode step, so that what is seen is a launch's latency. Many rows: operands in turn,
 // more than any cache holds. Rates count bytes read and written; the limit is the device's copy rate, measured here.
-// Usage: bench_row_ops [--json]
+// Usage: bench_row_ops [--json] [part of a name]
 #include <algorithm>
 #include <cstdio>
 #include <functional>
@@ -10,6 +10,7 @@
 #include <string_view>
 #include <vector>
 
+#include "copy_rate.h"
 #include "gpu/device_matrix.h"
 #include "gpu_test.h"
 
@@ -52,23 +53,15 @@ double seconds_of(Gpu& gpu, const std::function<void()>& body) {
 
 class Bench {
  public:
-  Bench(Gpu& gpu, bool json) : gpu_(gpu), json_(json), pool_(kPoolBytes) {
-    // Random values in [-2, 2], whatever type reads them.
-    const std::vector<std::byte> block = encode(Random(3).floats(1 << 20, kType), kType);
-    for (std::int64_t at = 0; at < kPoolBytes; at += std::ssize(block))
-      gpu::copy_to_device(pool_.data() + at, block.data(), std::min<std::int64_t>(std::ssize(block), kPoolBytes - at),
-                          gpu.gpu.stream);
-    gpu::synchronize(gpu.gpu.stream);
-    constexpr std::int64_t kHalf = kPoolBytes / 2;
-    limit_ = 2.0 * kHalf /
-             seconds_of(gpu, [&] { gpu::copy_on_device(pool_.data() + kHalf, pool_.data(), kHalf, gpu.gpu.stream); });
+  Bench(Gpu& gpu, bool json) : gpu_(gpu), json_(json), limit_(copy_rate(gpu)), pool_(kPoolBytes) {
     std::printf("copy rate %.0f GB/s\n", limit_ * 1e-9);
   }
 
   void run(const RowOp& bench, std::int64_t rows) {
-    const std::int64_t stride = (bench.set_bytes + 255) / 256 * 256;
+    const std::int64_t stride = std::max<std::int64_t>(256, (bench.set_bytes + 255) / 256 * 256);
     const std::int64_t sets = rows < kMaxRows ? 1 : std::clamp<std::int64_t>(kPoolBytes / stride, 1, 16);
     const std::int64_t count = rows < kMaxRows ? 200 : 16;
+    fill(sets * stride);
     const double seconds = seconds_of(gpu_,
                                       [&] {
                                         for (std::int64_t i = 0; i < count; ++i)
@@ -90,10 +83,21 @@ class Bench {
 
  private:
   static constexpr std::int64_t kPoolBytes = std::int64_t{3} << 30;
+
+  // The start of the pool, with random bfloat16 numbers.
+  void fill(std::int64_t num_bytes) {
+    static const std::vector<std::byte> block = encode(Random(3).floats(1 << 20, kType), kType);
+    gpu::copy_to_device(pool_.data(), block.data(), std::ssize(block), gpu_.gpu.stream);
+    for (std::int64_t at = std::ssize(block); at < num_bytes; at += std::ssize(block))
+      gpu::copy_on_device(pool_.data() + at, pool_.data(), std::min<std::int64_t>(std::ssize(block), num_bytes - at),
+                          gpu_.gpu.stream);
+    gpu::synchronize(gpu_.gpu.stream);
+  }
+
   Gpu& gpu_;
   bool json_;
+  double limit_;
   gpu::DeviceBuffer pool_;
-  double limit_ = 0;
 };
 
 MatrixView view(std::byte* at, std::int64_t rows, std::int64_t cols, DType dtype = kType) {
@@ -160,10 +164,14 @@ std::vector<RowOp> cache_cases(Gpu& gpu, const Model& model, const Shared& share
     return RopeParams{x,     indices, shared.table.as<float>(), static_cast<std::int32_t>(kMaxRows), head_dim, head_dim,
                       false, x};
   };
-  return {{"rope_store_kv", rows * stride * 2, rows * stride * 4, [=, &gpu](std::byte* at) {
-             ops::rope_store_kv(gpu.context(), {rope(part(at, 0, q_cols)), rope(part(at, q_cols, kv_cols)),
-                                                part(at, q_cols + kv_cols, kv_cols), indices, cache});
-           }}};
+  const auto store = [=, &gpu](std::byte* at, const float* norm) {
+    ops::rope_store_kv(gpu.context(), {rope(part(at, 0, q_cols)), rope(part(at, q_cols, kv_cols)),
+                                       part(at, q_cols + kv_cols, kv_cols), indices, cache, norm, norm, 1e-6f});
+  };
+  const float* norm = shared.norm.as<float>();
+  const std::int64_t row = stride * 2;
+  return {{"rope_store_kv", rows * row, 2 * rows * row, [=](std::byte* at) { store(at, nullptr); }},
+          {"rope_store_kv, norms", rows * row, 2 * rows * row, [=](std::byte* at) { store(at, norm); }}};
 }
 
 std::vector<RowOp> map_cases(Gpu& gpu, const Model& model, const Shared& shared, std::int64_t rows) {
@@ -206,15 +214,24 @@ int main(int num_arguments, char** arguments) {
     std::printf("no GPU: %s\n", reason.c_str());
     return 77;
   }
+  bool json = false;
+  std::string filter;
+  for (int i = 1; i < num_arguments; ++i) {
+    if (std::string_view(arguments[i]) == "--json")
+      json = true;
+    else
+      filter = arguments[i];
+  }
   Gpu gpu;
-  Bench bench(gpu, num_arguments > 1 && std::string_view(arguments[1]) == "--json");
+  Bench bench(gpu, json);
   for (const Model& model : kModels) {
     std::printf("%s\n", model.name);
     const Shared shared(gpu, model);
     for (const std::int64_t rows : {std::int64_t{1}, std::int64_t{64}, std::int64_t{256}, kMaxRows}) {
       for (const auto& cases : {norm_cases(gpu, model, shared, rows), cache_cases(gpu, model, shared, rows),
                                 map_cases(gpu, model, shared, rows)})
-        for (const RowOp& one : cases) bench.run(one, rows);
+        for (const RowOp& op : cases)
+          if (op.name.find(filter) != std::string::npos) bench.run(op, rows);
     }
   }
   return 0;

@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "copy_rate.h"
 #include "gpu_test.h"
 
 namespace {
@@ -49,13 +50,6 @@ double seconds_of(Gpu& gpu, int count, const std::function<void()>& body) {
   }
   std::sort(seconds.begin() + 1, seconds.end());
   return seconds[1 + (seconds.size() - 1) / 2];
-}
-
-double copy_rate(Gpu& gpu) {
-  constexpr std::int64_t kBytes = std::int64_t{1} << 30;
-  const gpu::DeviceBuffer from(kBytes), to(kBytes);
-  return 2.0 * kBytes /
-         seconds_of(gpu, 1, [&] { gpu::copy_on_device(to.data(), from.data(), kBytes, gpu.gpu.stream); });
 }
 
 // Row after row of different normal logits, made of a few random stretches.

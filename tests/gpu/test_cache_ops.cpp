@@ -178,15 +178,72 @@ void check_rope_store(Gpu& gpu, Random& random, const FusedCase& fused, DType dt
 
   of_q.out = q_fused.device();
   of_k.out = {};
-  ops::rope_store_kv(gpu.context(), {of_q, of_k, v.device(), slots.as<std::int32_t>(), together.view()});
+  ops::rope_store_kv(gpu.context(),
+                     {of_q, of_k, v.device(), slots.as<std::int32_t>(), together.view(), nullptr, nullptr, 0.0f});
   CHECK(q_fused.bytes() == q_apart.bytes(), "q of head_dim ", rope.head_dim);
   CHECK(together.bytes() == apart.bytes(), "the cache, head_dim ", rope.head_dim);
 
   of_q.out = of_q.x;  // in place
-  ops::rope_store_kv(gpu.context(), {of_q, of_k, v.device(), slots.as<std::int32_t>(), together.view()});
+  ops::rope_store_kv(gpu.context(),
+                     {of_q, of_k, v.device(), slots.as<std::int32_t>(), together.view(), nullptr, nullptr, 0.0f});
   const std::vector<float> rotated = decode(q.bytes(), dtype), wanted = decode(q_apart.bytes(), dtype);
   for (std::size_t row = 0; row < kTokens; ++row)
     CHECK(row_of(rotated, q_layout, row) == row_of(wanted, {kTokens, q_layout.cols}, row), "q in place, row ", row);
+}
+
+// With norms, against rms_norm of the heads followed by the op without: equal but for the order of a sum.
+void check_normed(Gpu& gpu, Random& random, const FusedCase& fused, DType dtype) {
+  constexpr std::int64_t kTokens = 9;
+  const RopeCase& rope = fused.q;
+  const std::int64_t q_cols = std::int64_t{rope.heads} * rope.head_dim;
+  const std::int64_t kv_cols = std::int64_t{fused.kv_heads} * rope.head_dim;
+  const Layout kv_layout{kTokens, kv_cols, rope.padding};
+  const MatrixPair q(gpu, random, {kTokens, q_cols, rope.padding, rope.offset}, dtype),
+      v(gpu, random, kv_layout, dtype), q_normed(gpu, random, {kTokens, q_cols}, dtype),
+      k_normed(gpu, random, {kTokens, kv_cols}, dtype), q_apart(gpu, random, {kTokens, q_cols}, dtype),
+      q_fused(gpu, random, {kTokens, q_cols}, dtype);
+  const MatrixPair k(gpu, random, kv_layout, dtype);
+  const std::int32_t num_blocks = 2 + 24 / fused.block_size;
+  Cache apart(gpu, num_blocks, fused.block_size, fused.kv_heads, rope.head_dim, dtype);
+  Cache together(gpu, num_blocks, fused.block_size, fused.kv_heads, rope.head_dim, dtype);
+  const OnDevice slots(gpu, random_slots(random, num_blocks * fused.block_size, kTokens));
+  const OnDevice positions(gpu, random_positions(random, kTokens)), table(gpu, rope_table(random, rope.rotary_dim));
+  const OnDevice q_norm(gpu, random.floats(rope.head_dim)), k_norm(gpu, random.floats(rope.head_dim));
+  constexpr float kEps = 1e-5f;
+
+  ops::rms_norm(gpu.context(), {q.device(), q_norm.as<float>(), rope.head_dim, kEps, q_normed.device()});
+  ops::rms_norm(gpu.context(), {k.device(), k_norm.as<float>(), rope.head_dim, kEps, k_normed.device()});
+  RopeParams of_q{q_normed.device(), positions.as<std::int32_t>(),
+                  table.as<float>(), kPositions,
+                  rope.head_dim,     rope.rotary_dim,
+                  rope.interleaved,  q_apart.device()};
+  RopeParams of_k = of_q;
+  of_k.x = k_normed.device();
+  of_k.out = {};
+  ops::rope_store_kv(gpu.context(),
+                     {of_q, of_k, v.device(), slots.as<std::int32_t>(), apart.view(), nullptr, nullptr, 0.0f});
+  of_q.x = q.device();
+  of_q.out = q_fused.device();
+  of_k.x = k.device();
+  ops::rope_store_kv(gpu.context(), {of_q, of_k, v.device(), slots.as<std::int32_t>(), together.view(),
+                                     q_norm.as<float>(), k_norm.as<float>(), kEps});
+  check_close(decode(q_fused.bytes(), dtype), decode(q_apart.bytes(), dtype), tolerance_of(dtype), "q");
+  const std::vector<float> stored = decode(together.bytes(), dtype), wanted = decode(apart.bytes(), dtype);
+  for (std::size_t i = 0; i < stored.size(); ++i)  // what nobody wrote is NaN in both
+    CHECK(std::isnan(wanted[i]) ? std::isnan(stored[i])
+                                : std::abs(stored[i] - wanted[i]) <= tolerance_of(dtype) * (1 + std::abs(wanted[i])),
+          "element ", i, " of the cache is ", stored[i], ", expected ", wanted[i]);
+}
+
+TEST(heads_are_normalised_on_the_way_to_the_cache) {
+  Gpu gpu;
+  Random random;
+  const FusedCase cases[] = {
+      {{16, 128, 128, false}, 8, 64},  {{4, 64, 64, false}, 2, 16}, {{5, 256, 256, false}, 1, 32},
+      {{3, 96, 96, false, 96}, 1, 32}, {{6, 80, 32, true}, 3, 256}, {{2, 32, 32, false, 8, 8}, 2, 16},
+  };
+  for (const DType dtype : kDTypes)
+    for (const FusedCase& fused : cases) check_normed(gpu, random, fused, dtype);
 }
 
 TEST(rope_store_kv_is_rope_and_then_store_kv) {
@@ -201,6 +258,72 @@ TEST(rope_store_kv_is_rope_and_then_store_kv) {
     for (const DType cache_dtype : kDTypes)
       for (const FusedCase& fused : cases)
         if (dtype == cache_dtype || fused.kv_heads == 2) check_rope_store(gpu, random, fused, dtype, cache_dtype);
+}
+
+// q against the CPU's op; the cache against the ops one by one, bit for bit: a head's sum has the same order in both.
+void check_norm_rope_store(Gpu& gpu, Random& random, const FusedCase& fused, DType dtype, DType cache_dtype) {
+  constexpr std::int64_t kTokens = 9;
+  const RopeCase& rope = fused.q;
+  const Layout q_layout{kTokens, std::int64_t{rope.heads} * rope.head_dim, rope.padding, rope.offset};
+  const Layout k_layout{kTokens, std::int64_t{fused.kv_heads} * rope.head_dim, rope.padding};
+  MatrixPair q(gpu, random, q_layout, dtype, 5.0f), k(gpu, random, k_layout, dtype), v(gpu, random, k_layout, dtype);
+  MatrixPair q_out(gpu, random, {kTokens, q_layout.cols}, dtype);
+  const MatrixPair k_apart(gpu, random, {kTokens, k_layout.cols}, dtype);
+  const std::int32_t num_blocks = 2 + 24 / fused.block_size;
+  Cache apart(gpu, num_blocks, fused.block_size, fused.kv_heads, rope.head_dim, cache_dtype);
+  Cache together(gpu, num_blocks, fused.block_size, fused.kv_heads, rope.head_dim, cache_dtype);
+  const std::vector<std::int32_t> slots = random_slots(random, num_blocks * fused.block_size, kTokens);
+  const std::vector<std::int32_t> positions = random_positions(random, kTokens);
+  const std::vector<float> table = rope_table(random, rope.rotary_dim), q_norm = random.floats(rope.head_dim),
+                           k_norm = random.floats(rope.head_dim);
+  const OnDevice device_slots(gpu, slots), device_positions(gpu, positions), device_table(gpu, table),
+      device_q_norm(gpu, q_norm), device_k_norm(gpu, k_norm);
+
+  const RopeParams of_q{q.device(),
+                        device_positions.as<std::int32_t>(),
+                        device_table.as<float>(),
+                        kPositions,
+                        rope.head_dim,
+                        rope.rotary_dim,
+                        rope.interleaved,
+                        q_out.device()};
+  RopeParams of_k = of_q;
+  of_k.x = of_k.out = k_apart.device();
+  const auto* on_device = device_slots.as<std::int32_t>();
+  ops::rms_norm(gpu.context(), {k.device(), device_k_norm.as<float>(), rope.head_dim, 1e-6f, k_apart.device()});
+  ops::rope(gpu.context(), of_k);
+  ops::store_kv(gpu.context(), {k_apart.device(), v.device(), on_device, apart.view()});
+
+  of_k.x = k.device();
+  ops::rope_store_kv(gpu.context(), {of_q, of_k, v.device(), on_device, together.view(), device_q_norm.as<float>(),
+                                     device_k_norm.as<float>(), 1e-6f});
+  CHECK(together.bytes() == apart.bytes(), "the cache, head_dim ", rope.head_dim);
+
+  std::vector<std::byte> cpu_cache(together.bytes().size());
+  KvCacheView cpu_view = together.view();
+  cpu_view.data = cpu_cache.data();
+  const RopeParams cpu_q{q.host(),      positions.data(), table.data(),     kPositions,
+                         rope.head_dim, rope.rotary_dim,  rope.interleaved, q_out.host()};
+  RopeParams cpu_k = cpu_q;
+  cpu_k.x = k.host();
+  ops::rope_store_kv(gpu.cpu(), {cpu_q, cpu_k, v.host(), slots.data(), cpu_view, q_norm.data(), k_norm.data(), 1e-6f});
+  q_out.check(tolerance_of(dtype), "q normalised and rotated");
+}
+
+TEST(rope_store_kv_with_norms_is_the_ops_one_by_one) {
+  Gpu gpu;
+  Random random;
+  const FusedCase cases[] = {
+      {{16, 128, 128, false}, 8, 64},      {{4, 64, 64, false}, 2, 16}, {{3, 128, 128, false, 128}, 1, 32},
+      {{2, 96, 96, false}, 2, 16},         {{3, 128, 64, false}, 2, 8}, {{2, 64, 64, true}, 2, 4},
+      {{2, 128, 128, false, 5, 1}, 2, 16}, {{5, 32, 32, false}, 3, 1},  {{3, 16, 16, false}, 1, 256},
+  };
+  for (const DType dtype : kDTypes)
+    for (const DType cache_dtype : kDTypes)
+      for (const FusedCase& fused : cases)
+        if (dtype == cache_dtype || fused.kv_heads == 2) check_norm_rope_store(gpu, random, fused, dtype, cache_dtype);
+  for (const DType dtype : {DType::kBFloat16, DType::kFloat16})
+    check_norm_rope_store(gpu, random, {{2, 256, 256, false}, 2, 16}, dtype, dtype);
 }
 
 void check_copies(Gpu& gpu, Random& random, const KvCacheView& shape, std::vector<std::int32_t> source,

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// The vendor's fast decode attention against sums in double, and bit by bit against itself in other batches. Without
-// one (the emulator at warp 64) there is nothing to test.
+// Decode attention on NVIDIA's tensor cores against sums in double, and bit by bit against itself in other batches.
+// There is none on the emulator at warp 64.
 #include "attention_case.h"
+#include "cuda/attention_paths.h"
 
 namespace paged::test {
 namespace {
 
 const gpu::FastAttention* kernel(Gpu& gpu, const AttentionShape& shape) {
-  return gpu::fast_decode_attention(gpu.gpu, shape);
+  const gpu::FastAttention* attention = gpu::mma_decode_attention();
+  return attention != nullptr && attention->takes(gpu.gpu, shape) ? attention : nullptr;
 }
 
 void check_case(Gpu& gpu, const AttentionSpec& spec, const std::string& what) {

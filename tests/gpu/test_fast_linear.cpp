@@ -139,6 +139,7 @@ TEST(gated_products) {
     CHECK(check_product(gpu, {5, 128, 264, h, h, false, true}, Activation::kGeluErf) || !own);
     CHECK(check_product(gpu, {20, 8, 64, h, h, false, true}, Activation::kGeluTanh) || !own);
     CHECK(check_product(gpu, {33, 104, 72, b, b, false, true}) || !own);
+    CHECK(check_product(gpu, {131, 72, 136, b, b, false, true}) || !own);
   }
   check_counters(gpu);
 }

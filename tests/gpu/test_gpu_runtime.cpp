@@ -44,7 +44,8 @@ TEST(a_moved_buffer_belongs_to_its_new_owner) {
 TEST(too_large_a_buffer_says_how_large) {
   const std::int64_t num_bytes = std::int64_t{1} << 45;
   CHECK_THROWS(DeviceBuffer(num_bytes), DeviceError, std::to_string(num_bytes));
-  fill_zero(DeviceBuffer(64).data(), 64, nullptr);  // the failure is forgotten
+  const DeviceBuffer buffer(64);
+  fill_zero(buffer.data(), 64, nullptr);  // the failure is forgotten
   synchronize(nullptr);
 }
 

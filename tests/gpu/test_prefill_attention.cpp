@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Hopper's prefill attention against plain double-precision attention, and that a row's bits are its own.
+// NVIDIA's prefill attention, Hopper's and the older one, against plain double-precision attention, and that a row's
+// bits are its own.
 #include "attention_batch.h"
 #include "cuda/attention_paths.h"
 
@@ -8,23 +9,24 @@ namespace {
 
 bool on_hardware(const Gpu& gpu) { return gpu.gpu.compute_capability > 0; }
 
-// Null, and the test passes, where the chip is another.
-const gpu::FastAttention* kernel_for(const Gpu& gpu, const AttentionShape& shape) {
-  const gpu::FastAttention* kernel = gpu::prefill_attention_sm90();
-  return kernel != nullptr && kernel->takes(gpu.gpu, shape) ? kernel : nullptr;
+// None, and the test passes, where the chip is another.
+std::vector<const gpu::FastAttention*> kernels_for(const Gpu& gpu, const AttentionShape& shape) {
+  std::vector<const gpu::FastAttention*> kernels;
+  for (const gpu::FastAttention* kernel : {gpu::prefill_attention_sm90(), gpu::mma_prefill_attention()})
+    if (kernel != nullptr && kernel->takes(gpu.gpu, shape)) kernels.push_back(kernel);
+  return kernels;
 }
 
 // Runs the batch of sequences 0, 1, ... and compares up to `rows_checked` random rows of each.
-void check_batch(Gpu& gpu, const AttentionCase& c, const std::vector<Extend>& batch, int rows_checked = 24) {
-  const gpu::FastAttention* kernel = kernel_for(gpu, c.shape);
-  if (kernel == nullptr) return;
+void check_batch_with(const gpu::FastAttention& kernel, Gpu& gpu, const AttentionCase& c,
+                      const std::vector<Extend>& batch, int rows_checked) {
   std::vector<int> lengths, members;
   for (const Extend& extend : batch) {
     members.push_back(static_cast<int>(members.size()));
     lengths.push_back(extend.seq_len);
   }
   PagedSequences sequences(gpu, c, lengths);
-  const std::vector<std::byte> out = sequences.run(*kernel, batch, members);
+  const std::vector<std::byte> out = sequences.run(kernel, batch, members);
   const std::size_t row_bytes =
       static_cast<std::size_t>(c.shape.num_heads) * static_cast<std::size_t>(c.shape.head_dim) * 2;
   Random random(3);
@@ -49,6 +51,11 @@ void check_batch(Gpu& gpu, const AttentionCase& c, const std::vector<Extend>& ba
     }
     start += static_cast<std::size_t>(queries);
   }
+}
+
+void check_batch(Gpu& gpu, const AttentionCase& c, const std::vector<Extend>& batch, int rows_checked = 24) {
+  for (const gpu::FastAttention* kernel : kernels_for(gpu, c.shape))
+    check_batch_with(*kernel, gpu, c, batch, rows_checked);
 }
 
 AttentionShape shape(int heads, int kv_heads, int head_dim, int block_size, DType dtype = DType::kBFloat16) {
@@ -106,24 +113,28 @@ TEST(prefill_far_blocks) {
 }
 
 // The rows of one sequence, computed at once and in pieces, alone and in company, to the bit.
-void check_invariance(Gpu& gpu, const AttentionCase& c, int length, const std::vector<int>& cuts) {
-  const gpu::FastAttention* kernel = kernel_for(gpu, c.shape);
-  if (kernel == nullptr) return;
+void check_invariance_with(const gpu::FastAttention& kernel, Gpu& gpu, const AttentionCase& c, int length,
+                           const std::vector<int>& cuts) {
   PagedSequences sequences(gpu, c, {length, 77, 301});
-  const std::vector<std::byte> whole = sequences.run(*kernel, {{length, length}}, {0});
+  const std::vector<std::byte> whole = sequences.run(kernel, {{length, length}}, {0});
   const std::size_t row_bytes = whole.size() / static_cast<std::size_t>(length);
   int done = 0;
   for (std::size_t i = 0; i <= cuts.size(); ++i) {
     const int end = i < cuts.size() ? cuts[i] : length;
     // In company: others before it move its rows inside the tiles and the batch.
     const std::vector<std::byte> part =
-        sequences.run(*kernel, {{static_cast<int>(i) % 77 + 1, 77}, {1, 301, true}, {end - done, end}}, {1, 2, 0});
+        sequences.run(kernel, {{static_cast<int>(i) % 77 + 1, 77}, {1, 301, true}, {end - done, end}}, {1, 2, 0});
     const std::size_t skip = static_cast<std::size_t>(static_cast<int>(i) % 77 + 2) * row_bytes;
     CHECK(std::memcmp(part.data() + skip, whole.data() + static_cast<std::size_t>(done) * row_bytes,
                       static_cast<std::size_t>(end - done) * row_bytes) == 0,
           "head_dim ", c.shape.head_dim, " rows ", done, " to ", end);
     done = end;
   }
+}
+
+void check_invariance(Gpu& gpu, const AttentionCase& c, int length, const std::vector<int>& cuts) {
+  for (const gpu::FastAttention* kernel : kernels_for(gpu, c.shape))
+    check_invariance_with(*kernel, gpu, c, length, cuts);
 }
 
 TEST(prefill_invariance) {

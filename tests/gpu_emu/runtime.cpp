@@ -19,8 +19,9 @@ constexpr std::int64_t kTotalBytes = std::int64_t{4} << 30;
 std::byte* allocate(std::int64_t num_bytes, const char* kind) {
   PAGED_CHECK(num_bytes >= 0, "a buffer of ", num_bytes, " bytes");
   if (num_bytes == 0) return nullptr;
-  void* data = num_bytes > kTotalBytes ? nullptr : ::operator new(static_cast<std::size_t>(num_bytes),
-                                                                  std::align_val_t{256}, std::nothrow);
+  void* data = num_bytes > kTotalBytes
+                   ? nullptr
+                   : ::operator new(static_cast<std::size_t>(num_bytes), std::align_val_t{256}, std::nothrow);
   if (data == nullptr)
     throw DeviceError("no room for " + std::to_string(num_bytes) + " bytes of " + kind + " memory (emulated)");
   std::memset(data, 0xff, static_cast<std::size_t>(num_bytes));
@@ -146,6 +147,7 @@ Graph Graph::end_capture(void* stream) {
 namespace {
 
 void copy(void* to, const void* from, std::int64_t num_bytes, void* stream, bool waits) {
+  if (num_bytes == 0) return;  // perhaps of null
   gpu_emu::enqueue(stream, [=] { std::memcpy(to, from, static_cast<std::size_t>(num_bytes)); });
   if (waits && !gpu_emu::stream_state(stream).capturing) gpu_emu::finish_stream(stream);
 }
@@ -163,6 +165,7 @@ void copy_on_device(void* to, const void* from, std::int64_t num_bytes, void* st
   copy(to, from, num_bytes, stream, false);
 }
 void fill_zero(void* to, std::int64_t num_bytes, void* stream) {
+  if (num_bytes == 0) return;
   gpu_emu::enqueue(stream, [=] { std::memset(to, 0, static_cast<std::size_t>(num_bytes)); });
 }
 void synchronize(void* stream) {

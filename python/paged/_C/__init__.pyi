@@ -68,6 +68,7 @@ class Program:
         outputs: Sequence[Value],
         matrices: Sequence[int],
         vector: int,
+        head_norms: int,
         attributes: dict[str, float | int | bool | str],
     ) -> None: ...
     @property

@@ -116,13 +116,17 @@ class StoreKv:
 
 @dataclass(frozen=True, slots=True)
 class RopeStoreKv:
-    """(q, k, v), weights (table,) -> (rotated q,). Rotated keys go to the cache only. Made by fusion only."""
+    """(q, k, v), weights (table,) -> (rotated q,). Rotated keys go to the cache only. Made by fusion only.
+
+    With weights (table, vector [head_dim], vector [head_dim]) every head of q and of k is first normalised, as rms_norm
+    would; the k that came in may then be overwritten."""
 
     kind: ClassVar[str] = "rope_store_kv"
     layer: int
     head_dim: int
     rotary_dim: int
     interleaved: bool = False
+    eps: float = 0.0  # of the norms, if there are any
 
 
 @dataclass(frozen=True, slots=True)

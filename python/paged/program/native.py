@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from paged import _C
 from paged.loading.raw_tensor import RawTensor
-from paged.program.ir import ITEMSIZE, Op, Program, Softcap, WeightSpec
+from paged.program.ir import ITEMSIZE, Op, Program, RopeStoreKv, Softcap, WeightSpec
 from paged.program.plan import Placement, Plan
 from paged.program.rope_tables import rope_table
 
@@ -109,9 +109,15 @@ class _Constants:
             return [self.matrices[group]]
         return [self.matrices[weight,] for weight in group]
 
-    def vector_of(self, op: Op) -> int:
-        """Index of the op's only vector, or of its vectors one after the other; -1 if it has none."""
-        key = tuple(weight for weight in op.weights if weight in self.vectors)
+    def vectors_of(self, op: Op) -> tuple[int, int]:
+        """Index of the op's only vector, or of its vectors one after the other, and of the norms of a rope's heads,
+        which do not follow the table that all layers share; -1 for what it has not."""
+        vectors = tuple(weight for weight in op.weights if weight in self.vectors)
+        if isinstance(op.attributes, RopeStoreKv):
+            return self._added_once(vectors[:1]), self._added_once(vectors[1:])
+        return self._added_once(vectors), -1
+
+    def _added_once(self, key: Group) -> int:
         if key and key not in self._added:
             self._added[key] = self.native.add_vector(np.concatenate([self.vectors[weight].ravel() for weight in key]))
         return self._added.get(key, -1)
@@ -145,12 +151,14 @@ def _check_shape(spec: WeightSpec, tensor: RawTensor) -> None:
 
 
 def _add_op(native: _C.Program, plan: Plan, op: Op, constants: _Constants) -> None:
+    vector, head_norms = constants.vectors_of(op)
     native.add_op(
         op.kind,
         inputs=[_value(plan.placements[i]) for i in op.inputs],
         outputs=[_value(plan.placements[i]) for i in op.outputs],
         matrices=constants.matrices_of(op),
-        vector=constants.vector_of(op),
+        vector=vector,
+        head_norms=head_norms,
         attributes=_attributes(op),
     )
 

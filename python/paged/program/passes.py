@@ -125,6 +125,30 @@ def fuse_rope_store_kv(program: Program) -> Program:
     return rebuild(program, [op for op in ops if op is not None], program.values)
 
 
+def fuse_head_norms(program: Program) -> Program:
+    """rms_norm of q's heads and of k's become a part of the rope_store_kv that alone reads them (Qwen3, Gemma 3)."""
+    readers, writer = consumers(program), producers(program)
+    ops: list[Op | None] = list(program.ops)
+    for index, op in enumerate(program.ops):
+        rope = op.attributes
+        if not isinstance(rope, RopeStoreKv) or len(op.weights) > 1:
+            continue
+        at = [writer.get(x, -1) for x in op.inputs[:2]]
+        if min(at) < 0:
+            continue
+        norms = [program.ops[i] for i in at]
+        kinds = {norm.attributes for norm in norms}
+        alone = all(readers[x] == [index] for x in op.inputs[:2]) and readers[norms[1].inputs[0]] == [at[1]]
+        if not alone or len(kinds) > 1 or not isinstance(kind := kinds.pop(), RmsNorm) or kind.width != rope.head_dim:
+            continue
+        ops[index] = replace(
+            op, attributes=replace(rope, eps=kind.eps), weights=op.weights + norms[0].weights + norms[1].weights,
+            inputs=(norms[0].inputs[0], norms[1].inputs[0], op.inputs[2]),
+        )  # fmt: skip
+        ops[at[0]] = ops[at[1]] = None
+    return rebuild(program, [op for op in ops if op is not None], program.values)
+
+
 def fuse_gated_linear(program: Program) -> Program:
     """A linear of two parts whose results are read by one gated_activation alone becomes one op with it."""
     readers, writer = consumers(program), producers(program)
@@ -145,7 +169,9 @@ def fuse_gated_linear(program: Program) -> Program:
     return rebuild(program, [op for op in ops if op is not None], program.values)
 
 
-PASSES: tuple[Pass, ...] = (gather_early, merge_linears, fuse_add_rms_norm, fuse_rope_store_kv, fuse_gated_linear)
+PASSES: tuple[Pass, ...] = (
+    gather_early, merge_linears, fuse_add_rms_norm, fuse_rope_store_kv, fuse_head_norms, fuse_gated_linear,
+)  # fmt: skip
 
 
 def _narrow_ops(program: Program) -> set[int]:

@@ -191,7 +191,9 @@ def _store_kv(shapes: OpShapes, store: StoreKv) -> None:
 
 
 def _rope_store_kv(shapes: OpShapes, rope: RopeStoreKv) -> None:
-    shapes.expect_counts(3, 1, 1)
+    shapes.expect_counts(3, 1, 3 if len(shapes.weights) > 1 else 1)
+    for norm in range(1, len(shapes.weights)):
+        shapes.expect_weight(norm, "vector", (rope.head_dim,))
     shapes.expect_alike(shapes.inputs[0], shapes.outputs[0])
     shapes.expect_alike(shapes.inputs[1], shapes.inputs[2])
     _expect_rotation(shapes, rope)

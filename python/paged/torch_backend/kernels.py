@@ -95,9 +95,15 @@ def store_kv(step: Step, op: ir.StoreKv | ir.RopeStoreKv, inputs: Tensors, weigh
 
 def rope_store_kv(step: Step, op: ir.RopeStoreKv, inputs: Tensors, weights: Tensors) -> Tensors:
     q, k, v = inputs
-    (rotated_k,) = rope(step, op, [k], weights)
+    table, norms = weights[:1], weights[1:]
+    if norms:
+        q, k = (
+            rms_norm(step, ir.RmsNorm(op.head_dim, op.eps), [x], [norm])[0].to(x.dtype)
+            for x, norm in zip((q, k), norms, strict=True)
+        )
+    (rotated_k,) = rope(step, op, [k], table)
     store_kv(step, op, [rotated_k, v], [])
-    return rope(step, op, [q], weights)
+    return rope(step, op, [q], table)
 
 
 def attention(step: Step, op: ir.Attention, inputs: Tensors, weights: Tensors) -> Tensors:

@@ -207,8 +207,13 @@ void bind_cache(py::module_& m) {
          py::handle slot_mapping, const KvCache& cache, py::handle q_out, bool interleaved) {
         const std::int32_t head_dim = cache.view.head_dim;
         const RopeStoreKvParams params{rope_params(q, positions, table, head_dim, interleaved, out(q_out, "q_out")),
-                                       rope_params(k, positions, table, head_dim, interleaved, {}), in(v, "v"),
-                                       ints(slot_mapping, "slot_mapping"), cache.view};
+                                       rope_params(k, positions, table, head_dim, interleaved, {}),
+                                       in(v, "v"),
+                                       ints(slot_mapping, "slot_mapping"),
+                                       cache.view,
+                                       nullptr,
+                                       nullptr,
+                                       0.0f};
         const py::gil_scoped_release unlocked;
         ops::rope_store_kv(on(threads), params);
       },
@@ -287,9 +292,12 @@ void bind_sample(py::module_& m) {
   m.def(
       "sample",
       [](ThreadPool& threads, py::handle logits, const std::vector<SamplingRow>& rows, py::handle token_ids) {
-        SampleParams params{in(logits, "logits"), rows.data(), nullptr,
+        SampleParams params{in(logits, "logits"),
+                            rows.data(),
+                            nullptr,
                             DlpackTensor(token_ids, "token_ids", Access::kWrite).writable_int32s(),
-                            nullptr, nullptr};
+                            nullptr,
+                            nullptr};
         PAGED_CHECK(static_cast<std::int64_t>(rows.size()) == params.logits.rows, "sample: ", params.logits.rows,
                     " rows of logits but ", rows.size(), " SamplingRow");
         const std::int64_t bytes = ops::sample_workspace_bytes(threads.num_threads(), params.logits.cols);

@@ -87,8 +87,9 @@ OpAttributes parse_attributes(const py::dict& given) {
 }
 
 void add_op(Program& program, const std::string& kind, std::vector<Value> inputs, std::vector<Value> outputs,
-            std::vector<std::int32_t> matrices, std::int32_t vector, const py::dict& attributes) {
-  program.add_op({parse_op_kind(kind), std::move(inputs), std::move(outputs), std::move(matrices), vector,
+            std::vector<std::int32_t> matrices, std::int32_t vector, std::int32_t head_norms,
+            const py::dict& attributes) {
+  program.add_op({parse_op_kind(kind), std::move(inputs), std::move(outputs), std::move(matrices), vector, head_norms,
                   parse_attributes(attributes)});
 }
 
@@ -169,7 +170,7 @@ void bind_program(py::module_& module) {
           },
           py::arg("values"))
       .def("add_op", &add_op, py::arg("kind"), py::kw_only(), py::arg("inputs"), py::arg("outputs"),
-           py::arg("matrices"), py::arg("vector"), py::arg("attributes"))
+           py::arg("matrices"), py::arg("vector"), py::arg("head_norms"), py::arg("attributes"))
       .def_property_readonly("matrix_bytes", &Program::matrix_bytes, "Of each matrix as packed.")
       .def_property_readonly("weight_bytes", &Program::weight_bytes);
   bind_executor(module);

@@ -34,7 +34,8 @@ T* as(const gpu::DeviceBuffer& buffer) {
 std::int64_t ints(std::int64_t count) { return count * std::int64_t{sizeof(std::int32_t)}; }
 
 std::int32_t blocks_per_sequence(const KvPoolLimits& limits) {
-  const std::int64_t tokens = std::min(std::int64_t{limits.max_seq_len}, std::int64_t{limits.num_blocks} * limits.block_size);
+  const std::int64_t tokens =
+      std::min(std::int64_t{limits.max_seq_len}, std::int64_t{limits.num_blocks} * limits.block_size);
   return static_cast<std::int32_t>((tokens + limits.block_size - 1) / limits.block_size);
 }
 
@@ -216,10 +217,9 @@ void GpuExecutor::enqueue_ops(const BatchView& batch) {
 
 void GpuExecutor::enqueue_sampling(const BatchView& batch) {
   const StagingLayout layout(batch.num_tokens, batch.num_sequences, batch.num_logits_rows);
-  ops::sample(context_,
-              {runner_.logits(batch.num_logits_rows), reinterpret_cast<const SamplingRow*>(staged(layout.sampling)),
-               sample_workspace_.data(), as<std::int32_t>(sampled_), batch.sampled_table_rows,
-               as<std::int32_t>(last_tokens_)});
+  ops::sample(context_, {runner_.logits(batch.num_logits_rows),
+                         reinterpret_cast<const SamplingRow*>(staged(layout.sampling)), sample_workspace_.data(),
+                         as<std::int32_t>(sampled_), batch.sampled_table_rows, as<std::int32_t>(last_tokens_)});
 }
 
 void GpuExecutor::profile_ops(const BatchView& batch) {

@@ -15,8 +15,8 @@ void HostSampler::sample(const float* logits, std::span<const SamplingRow> rows)
   if (rows.empty()) return;
   const MatrixView view{const_cast<float*>(logits), static_cast<std::int64_t>(rows.size()), vocab_size_, vocab_size_,
                         DType::kFloat32};
-  ops::sample({Device::kCpu, threads_.get(), nullptr}, {view, rows.data(), workspace_.data(), token_ids_.data(),
-                                                nullptr, nullptr});
+  ops::sample({Device::kCpu, threads_.get(), nullptr},
+              {view, rows.data(), workspace_.data(), token_ids_.data(), nullptr, nullptr});
 }
 
 }  // namespace paged

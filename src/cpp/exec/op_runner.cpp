@@ -21,7 +21,8 @@ std::int64_t kv_pool_bytes(const KvCacheSpec& spec, const KvPoolLimits& limits) 
 std::vector<std::int32_t> attention_windows(const Program& program) {
   std::vector<std::int32_t> windows;
   for (const Op& op : program.ops())
-    if (op.kind == OpKind::kAttention && std::find(windows.begin(), windows.end(), op.attributes.window) == windows.end())
+    if (op.kind == OpKind::kAttention &&
+        std::find(windows.begin(), windows.end(), op.attributes.window) == windows.end())
       windows.push_back(op.attributes.window);
   return windows;
 }
@@ -115,9 +116,12 @@ void OpRunner::run_attention(const Op& op, const BatchView& batch) const {
 }
 
 void OpRunner::run_rope_store_kv(const Op& op, const BatchView& batch) const {
-  ops::rope_store_kv(context_, {rope_params(op, op.inputs[0], op.outputs[0], batch),
-                                rope_params(op, op.inputs[1], op.inputs[1], batch), view(op.inputs[2], batch),
-                                batch.slot_mapping, cache(op.attributes.layer)});
+  const OpAttributes& a = op.attributes;
+  const float* norms = op.head_norms < 0 ? nullptr : buffers_.vectors[static_cast<std::size_t>(op.head_norms)];
+  ops::rope_store_kv(context_,
+                     {rope_params(op, op.inputs[0], op.outputs[0], batch),
+                      rope_params(op, op.inputs[1], op.inputs[1], batch), view(op.inputs[2], batch), batch.slot_mapping,
+                      cache(a.layer), norms, norms == nullptr ? nullptr : norms + a.head_dim, a.eps});
 }
 
 void OpRunner::run(const Op& op, const BatchView& batch) const {

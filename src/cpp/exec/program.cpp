@@ -2,6 +2,7 @@
 #include "exec/program.h"
 
 #include <array>
+#include <iterator>
 #include <utility>
 
 #include "ops/gpu_ops.h"
@@ -113,6 +114,10 @@ void Program::add_op(Op op) {
     PAGED_CHECK(index >= 0 && index < static_cast<std::int32_t>(matrices_.size()), expected.name, ": no matrix ",
                 index);
   PAGED_CHECK(op.vector < static_cast<std::int32_t>(vectors_.size()), expected.name, ": no vector ", op.vector);
+  const std::int64_t norm_size =
+      op.head_norms < 0 ? 0 : std::ssize(vectors_.at(static_cast<std::size_t>(op.head_norms)));
+  PAGED_CHECK(op.head_norms < 0 || (op.kind == OpKind::kRopeStoreKv && norm_size == 2 * op.attributes.head_dim),
+              expected.name, ": ", norm_size, " weights for the norms of two heads of ", op.attributes.head_dim);
   PAGED_CHECK(op.attributes.layer >= 0 && op.attributes.layer < kv_cache_.num_layers, expected.name, ": layer ",
               op.attributes.layer, " of ", kv_cache_.num_layers);
   ops_.push_back(std::move(op));

@@ -64,6 +64,7 @@ struct Op {
   std::vector<Value> outputs;
   std::vector<std::int32_t> matrices;  // indices into Program's matrices
   std::int32_t vector = -1;            // norm weight, bias, rope table or sinks: an index, or -1 for none
+  std::int32_t head_norms = -1;        // of rope_store_kv: the norm weights of q's heads, then of k's, or -1
   OpAttributes attributes;
 };
 

@@ -45,8 +45,15 @@ void rope_store_kv(const ExecutionContext& context, const RopeStoreKvParams& par
               name_of(params.k.x.dtype));
   PAGED_CHECK(params.k.head_dim == params.cache.head_dim, "rope_store_kv: k has head_dim ", params.k.head_dim,
               ", the cache ", params.cache.head_dim);
+  PAGED_CHECK((params.q_norm == nullptr) == (params.k_norm == nullptr), "rope_store_kv: one norm without the other");
   if (context.device == Device::kGpu) return gpu::rope_store_kv(context, params);
-  cpu::rope_store_kv(pool_of(context), params);
+  RopeStoreKvParams rest = params;
+  if (params.q_norm != nullptr) {
+    cpu::rms_norm(pool_of(context), {params.q.x, params.q_norm, params.q.head_dim, params.norm_eps, params.q.out});
+    cpu::rms_norm(pool_of(context), {params.k.x, params.k_norm, params.k.head_dim, params.norm_eps, params.k.x});
+    rest.q.x = params.q.out;
+  }
+  cpu::rope_store_kv(pool_of(context), rest);
 }
 
 void copy_blocks(const ExecutionContext& context, const CopyBlocksParams& params) {

@@ -31,8 +31,8 @@ struct BeginStepParams {
   const std::int32_t* staged_token_ids;  // [num_tokens] -1 - row: what the sequence in that row sampled last
   const std::int32_t* last_tokens;       // [max_sequences] by row
   std::int32_t num_tokens;
-  std::int32_t* token_ids;               // [num_tokens] out
-  const std::int32_t* table_changes;     // [2 * *num_table_changes] flat index into block_tables, then its new value
+  std::int32_t* token_ids;            // [num_tokens] out
+  const std::int32_t* table_changes;  // [2 * *num_table_changes] flat index into block_tables, then its new value
   const std::int32_t* num_table_changes;
   std::int32_t* block_tables;
 };

@@ -7,9 +7,7 @@
 namespace paged::gpu {
 namespace {
 
-[[noreturn]] void no_gpu() {
-  throw DeviceError("this build has no GPU backend; reinstall with PAGED_GPU=cuda or hip");
-}
+[[noreturn]] void no_gpu() { throw DeviceError("this build has no GPU backend; reinstall with PAGED_GPU=cuda or hip"); }
 
 }  // namespace
 

@@ -123,13 +123,17 @@ struct StoreKvParams {
   KvCacheView cache;
 };
 
-// rope on q (into q.out) and on k, then store_kv: what the fusion pass makes of rope, rope and store_kv.
+// rope on q (into q.out) and on k, then store_kv: what the fusion pass makes of rope, rope and store_kv. With norms,
+// every head of q and k is first replaced by its rms_norm; k.x may then be overwritten.
 struct RopeStoreKvParams {
   RopeParams q;
   RopeParams k;  // k.out is ignored: rotated keys go to the cache only
   MatrixView v;
   const std::int32_t* slot_mapping;
   KvCacheView cache;
+  const float* q_norm;  // [head_dim], or null with k_norm
+  const float* k_norm;
+  float norm_eps;
 };
 
 // What decides which attention kernel runs: the same in every step of an engine.
