@@ -3,7 +3,8 @@
 
 An op that streams its operands is held against the rate at which as many threads read a buffer of that size; one that
 computes, against the float32 multiply-adds of the registers alone. Operands are used in turn, from enough copies that
-a pass does not find them in the caches of a core. Medians over the rounds.
+a pass does not find them in the caches of a core. Medians over the rounds. With `--device cuda` or `hip`: the ops of
+that backend, by the programs in tests/gpu (gpu_ops.py).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from statistics import median
 
 import torch
 
+import gpu_ops
 import table
 from limits import ReadBandwidth
 from paged import _C
@@ -167,9 +169,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name contains TEXT")
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="cases (on a GPU: programs) whose name contains TEXT"
+    )
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda", "hip"))
+    parser.add_argument("--build", type=Path, default=gpu_ops.ROOT / "build" / "bench-gpu", help="folder, for a GPU")
     table.add_json_option(parser)
     arguments = parser.parse_args()
+    if arguments.device != "cpu":
+        found = list(gpu_ops.measure(arguments.device, arguments.build, arguments.only))
+        table.emit(found, table.record_table(found), arguments.json)
+        return
     torch.set_num_threads(1)
     machine, threads = table.machine(), _C.ThreadPool(arguments.threads)
     reader, peak = ReadBandwidth(), fma_peak(arguments.threads)
