@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // GPUs and the executor on them. Without a GPU backend everything is there and says that there is none.
-#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <cstring>
 #include <string>
 #include <utility>
 
-#include "bindings/arrays.h"
+#include "bindings/bind_steps.h"
 #include "bindings/module.h"
 #include "exec/gpu_executor.h"
 #include "gpu/runtime.h"
@@ -17,19 +15,6 @@ namespace py = pybind11;
 
 namespace paged {
 namespace {
-
-py::array_t<float> run(GpuExecutor& executor, ArrayBatch batch) {
-  const BatchView view = batch.view();
-  std::vector<float> logits;
-  {
-    const py::gil_scoped_release release;
-    logits = executor.run(view);
-  }
-  py::array_t<float> out(
-      {static_cast<py::ssize_t>(view.num_logits_rows), static_cast<py::ssize_t>(executor.vocab_size())});
-  std::memcpy(out.mutable_data(), logits.data(), static_cast<std::size_t>(out.nbytes()));
-  return out;
-}
 
 std::unique_ptr<GpuExecutor> make_executor(std::shared_ptr<Program> program, const GpuExecutorOptions& options) {
   const py::gil_scoped_release release;
@@ -63,7 +48,9 @@ void bind_devices(py::module_& module) {
 
 void bind_gpu(py::module_& module) {
   bind_devices(module);
-  py::classh<GpuExecutor>(module, "GpuExecutor", "Runs a Program whose matrices lie on a GPU. One engine owns it.")
+  py::classh<GpuExecutor> executor(module, "GpuExecutor",
+                                   "Runs a Program whose matrices lie on a GPU. One engine owns it.");
+  executor
       .def(py::init([](std::shared_ptr<Program> program, std::int32_t max_seq_len, std::int32_t num_blocks,
                        std::int32_t block_size, std::int32_t max_num_sequences, int device, bool batch_invariant,
                        std::vector<std::string> blas_folders) {
@@ -75,23 +62,8 @@ void bind_gpu(py::module_& module) {
            }),
            py::kw_only(), py::arg("program"), py::arg("max_seq_len"), py::arg("num_blocks"), py::arg("block_size"),
            py::arg("max_num_sequences"), py::arg("device"), py::arg("batch_invariant"), py::arg("blas_folders"))
-      .def(
-          "run",
-          [](GpuExecutor& self, Int32Array token_ids, Int32Array positions, Int32Array slot_mapping,
-             Int32Array query_start, Int32Array seq_lens, Int32Array block_tables, Int32Array logits_rows) {
-            return run(self,
-                       {std::move(token_ids), std::move(positions), std::move(slot_mapping), std::move(query_start),
-                        std::move(seq_lens), std::move(block_tables), std::move(logits_rows)});
-          },
-          py::kw_only(), py::arg("token_ids"), py::arg("positions"), py::arg("slot_mapping"), py::arg("query_start"),
-          py::arg("seq_lens"), py::arg("block_tables"), py::arg("logits_rows"),
-          "One step over hand-made int32 arrays; block_tables is [num_sequences, max_blocks]. Returns float32 logits "
-          "[len(logits_rows), vocab_size].")
-      .def("set_profiling", &GpuExecutor::set_profiling, py::arg("enabled"))
-      .def_property_readonly("op_seconds", &GpuExecutor::op_seconds)
-      .def_property_readonly("kv_cache_bytes", &GpuExecutor::kv_cache_bytes)
-      .def_property_readonly("workspace_bytes", &GpuExecutor::workspace_bytes)
       .def_property_readonly("blas_problem", &GpuExecutor::blas_problem, "Why there is no GEMM library, or ''.");
+  bind_steps(executor);
 }
 
 }  // namespace paged

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "bindings/arrays.h"
+#include "bindings/bind_steps.h"
 #include "bindings/module.h"
 #include "exec/program_executor.h"
 #include "gpu/runtime.h"
@@ -23,16 +24,22 @@ namespace {
 using ByteArray = py::array_t<std::uint8_t, py::array::c_style>;
 using FloatVector = py::array_t<float, py::array::c_style | py::array::forcecast>;
 
-std::int32_t add_matrix(Program& program, const ByteArray& data, const std::string& type, std::int64_t rows,
-                        std::int64_t cols, const std::optional<Int32Array>& row_order, ThreadPool& threads) {
+// Borrows the arrays.
+WeightSource weight_source(const ByteArray& data, const std::string& type, std::int64_t rows, std::int64_t cols,
+                           const std::optional<Int32Array>& row_order) {
   PAGED_CHECK(!row_order || row_order->size() == rows, "row_order has ", row_order ? row_order->size() : 0,
               " entries for ", rows, " rows");
-  const WeightSource source{data.data(),
-                            static_cast<std::int64_t>(data.nbytes()),
-                            rows,
-                            cols,
-                            parse_weight_type(type),
-                            row_order ? row_order->data() : nullptr};
+  return {data.data(),
+          static_cast<std::int64_t>(data.nbytes()),
+          rows,
+          cols,
+          parse_weight_type(type),
+          row_order ? row_order->data() : nullptr};
+}
+
+std::int32_t add_matrix(Program& program, const ByteArray& data, const std::string& type, std::int64_t rows,
+                        std::int64_t cols, const std::optional<Int32Array>& row_order, ThreadPool& threads) {
+  const WeightSource source = weight_source(data, type, rows, cols, row_order);
   const py::gil_scoped_release release;
   return program.add_matrix(source, threads);
 }
@@ -43,12 +50,8 @@ using SourceTuple = std::tuple<ByteArray, std::string, std::int64_t, std::int64_
 std::int32_t add_stacked_matrix(Program& program, const std::vector<SourceTuple>& sources, const std::string& dtype,
                                 int gpu, ThreadPool& threads) {
   std::vector<WeightSource> raw;
-  for (const auto& [data, type, rows, cols, row_order] : sources) {
-    PAGED_CHECK(!row_order || row_order->size() == rows, "row_order has ", row_order ? row_order->size() : 0,
-                " entries for ", rows, " rows");
-    raw.push_back({data.data(), static_cast<std::int64_t>(data.nbytes()), rows, cols, parse_weight_type(type),
-                   row_order ? row_order->data() : nullptr});
-  }
+  for (const auto& [data, type, rows, cols, row_order] : sources)
+    raw.push_back(weight_source(data, type, rows, cols, row_order));
   const py::gil_scoped_release release;
   const gpu::UseDevice scope(gpu);
   return program.add_stacked_matrix(raw, parse_dtype(dtype), threads);
@@ -93,19 +96,6 @@ void add_op(Program& program, const std::string& kind, std::vector<Value> inputs
                   parse_attributes(attributes)});
 }
 
-py::array_t<float> run(ProgramExecutor& executor, ArrayBatch batch) {
-  const BatchView view = batch.view();
-  const float* logits = nullptr;
-  {
-    const py::gil_scoped_release release;
-    logits = executor.run(view);
-  }
-  py::array_t<float> out(
-      {static_cast<py::ssize_t>(view.num_logits_rows), static_cast<py::ssize_t>(executor.vocab_size())});
-  if (logits != nullptr) std::memcpy(out.mutable_data(), logits, static_cast<std::size_t>(out.nbytes()));
-  return out;
-}
-
 Value make_value(std::int64_t offset, const std::string& rows, std::int64_t cols, std::int64_t row_stride,
                  const std::string& dtype) {
   PAGED_CHECK(rows == "tokens" || rows == "logits", "rows must be 'tokens' or 'logits', got '", rows, "'");
@@ -113,31 +103,16 @@ Value make_value(std::int64_t offset, const std::string& rows, std::int64_t cols
 }
 
 void bind_executor(py::module_& module) {
-  py::classh<ProgramExecutor>(module, "ProgramExecutor",
-                              "Runs a Program on the CPU. One engine, or one thread, owns it.")
-      .def(py::init([](std::shared_ptr<Program> program, std::int32_t max_seq_len, std::int32_t num_blocks,
-                       std::int32_t block_size, std::shared_ptr<ThreadPool> threads) {
-             return std::make_unique<ProgramExecutor>(
-                 std::move(program), KvPoolLimits{max_seq_len, num_blocks, block_size}, std::move(threads));
-           }),
-           py::kw_only(), py::arg("program"), py::arg("max_seq_len"), py::arg("num_blocks"), py::arg("block_size"),
-           py::arg("threads"))
-      .def(
-          "run",
-          [](ProgramExecutor& self, Int32Array token_ids, Int32Array positions, Int32Array slot_mapping,
-             Int32Array query_start, Int32Array seq_lens, Int32Array block_tables, Int32Array logits_rows) {
-            return run(self,
-                       {std::move(token_ids), std::move(positions), std::move(slot_mapping), std::move(query_start),
-                        std::move(seq_lens), std::move(block_tables), std::move(logits_rows)});
-          },
-          py::kw_only(), py::arg("token_ids"), py::arg("positions"), py::arg("slot_mapping"), py::arg("query_start"),
-          py::arg("seq_lens"), py::arg("block_tables"), py::arg("logits_rows"),
-          "One step over hand-made int32 arrays; block_tables is [num_sequences, max_blocks]. Returns float32 logits "
-          "[len(logits_rows), vocab_size].")
-      .def("set_profiling", &ProgramExecutor::set_profiling, py::arg("enabled"))
-      .def_property_readonly("op_seconds", &ProgramExecutor::op_seconds)
-      .def_property_readonly("kv_cache_bytes", &ProgramExecutor::kv_cache_bytes)
-      .def_property_readonly("workspace_bytes", &ProgramExecutor::workspace_bytes);
+  py::classh<ProgramExecutor> executor(module, "ProgramExecutor",
+                                       "Runs a Program on the CPU. One engine, or one thread, owns it.");
+  executor.def(py::init([](std::shared_ptr<Program> program, std::int32_t max_seq_len, std::int32_t num_blocks,
+                           std::int32_t block_size, std::shared_ptr<ThreadPool> threads) {
+                 return std::make_unique<ProgramExecutor>(
+                     std::move(program), KvPoolLimits{max_seq_len, num_blocks, block_size}, std::move(threads));
+               }),
+               py::kw_only(), py::arg("program"), py::arg("max_seq_len"), py::arg("num_blocks"), py::arg("block_size"),
+               py::arg("threads"));
+  bind_steps(executor);
 }
 
 }  // namespace

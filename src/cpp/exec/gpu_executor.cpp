@@ -205,11 +205,8 @@ void GpuExecutor::enqueue_ops(const BatchView& batch) {
   gpu::begin_step(context_, {staged_ints(layout.token_ids), as<std::int32_t>(last_tokens_), batch.num_tokens,
                              as<std::int32_t>(token_ids_), staged_ints(layout.table_changes),
                              staged_ints(layout.num_table_changes), as<std::int32_t>(block_tables_)});
-  std::byte* plan = attention_plans_.data();
-  for (std::int32_t window : attention_windows(*program_)) {
+  for (const auto& [window, plan] : runner_.attention_plans())
     gpu::plan_attention(context_, {&batch, &attention_limits_, window, plan});
-    plan += aligned(gpu::attention_plan_bytes(gpu_, attention_limits_));
-  }
   if (!op_seconds_.empty()) return profile_ops(batch);
   for (const Op& op : program_->ops())
     if (!OpRunner::is_idle(op, batch)) runner_.run(op, batch);

@@ -37,9 +37,7 @@ class GpuStaging {
   std::int64_t num_bytes() const { return num_bytes_; }  // of the last write
   static std::int64_t max_bytes(const StagingLimits& limits);
 
-  // Of the last write, from the start of the buffer.
-  const StagingLayout& layout() const { return layout_; }
-  std::int64_t copies_offset() const { return copies_; }  // sources, then destinations
+  std::int64_t copies_offset() const { return copies_; }  // of the last write: sources, then destinations
 
  private:
   template <typename T>

@@ -54,6 +54,7 @@ class OpRunner {
   // Throws InternalError if the batch exceeds what the arena was planned for.
   void check_size(const BatchView& batch) const;
   MatrixView logits(std::int32_t rows) const;
+  const std::vector<std::pair<std::int32_t, void*>>& attention_plans() const { return buffers_.attention_plans; }
 
  private:
   void run_linear(const Op& op, const BatchView& batch) const;
