@@ -126,6 +126,21 @@ def test_company_chunks_cache_and_preemption_do_not_change_bits(folder: Path) ->
             assert generate(llm, prompts) == expected, options
 
 
+def test_an_answer_in_the_cache_changes_no_bits(folder: Path) -> None:
+    """Generated tokens go through other kernels than prompts, so a next turn computes them again."""
+    options: dict[str, Any] = {"dtype": "bfloat16", "batch_invariant": True, "block_size": 16}
+    params = paged.SamplingParams(temperature=0.0, max_tokens=32, ignore_eos=True)
+    prompt = prompts_for(3)[0][:24]
+    prompt += [7] * (24 - len(prompt))
+    with gpu_llm(folder, **options) as llm:
+        turn = [*prompt, *llm.generate(prompt, params).token_ids, 5, 6]
+        found = llm.generate(turn, params)
+        assert found.num_cached_tokens == 16
+        assert llm.generate(turn, params).num_cached_tokens == 48
+    with gpu_llm(folder, enable_prefix_caching=False, **options) as llm:
+        assert llm.generate(turn, params).token_ids == found.token_ids
+
+
 def test_a_small_pool_preempts_and_changes_nothing(folder: Path) -> None:
     prompts = prompts_for(2)
     with gpu_llm(folder, dtype="float32", batch_invariant=True, block_size=16) as llm:

@@ -168,6 +168,8 @@ def _scheduler_config(options: EngineOptions, sizes: Sizes) -> _C.SchedulerConfi
     config.max_num_batched_tokens = sizes.step.max_num_batched_tokens
     config.max_model_len = sizes.max_model_len
     config.enable_prefix_caching = options.enable_prefix_caching
+    # A GPU computes generated tokens with other kernels than prompts, so their keys and values differ in the last bits.
+    config.cache_generated_tokens = options.gpu is None or not options.batch_invariant
     return config
 
 

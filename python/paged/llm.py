@@ -47,7 +47,8 @@ class LLM:
         block_size: tokens of a KV block, a power of two up to 256; None: 16, on a GPU 64.
         enable_prefix_caching: keep computed blocks and reuse them for prompts with the same beginning.
         batch_invariant: on a GPU, also matrix products give a row the same bits whatever the batch; everything else
-            does so always, and the CPU backend altogether.
+            does so always, and the CPU backend altogether. The prefix cache then keeps blocks of prompts only: keys and
+            values of generated tokens come from other kernels, so that a hit on them would show in the last bits.
         load_format: "auto", or "dummy" for random weights where only a config.json is there (benchmarks, planning).
         seed: where requests without a seed of their own get theirs from.
 

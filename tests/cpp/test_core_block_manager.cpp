@@ -244,6 +244,35 @@ TEST(equals_the_naive_model_whatever_collides) {
 
 TEST(equals_the_naive_model_without_a_prefix_cache) { run_seeds({24, 4, false}, hash_block); }
 
+TEST(blocks_with_generated_tokens_are_cached_only_where_that_is_wanted) {
+  for (const bool wanted : {false, true}) {
+    BlockManager blocks({20, 4, true, wanted});
+    Sequence first, second;
+    for (TokenId token = 0; token < 14; ++token) first.tokens.push_back(token);
+    second.tokens = first.tokens;
+    first.num_prompt_tokens = 6;  // of blocks 0 and 1
+    second.num_prompt_tokens = 14;
+    first.root = second.root = blocks.acquire_root("");
+    CHECK(blocks.admit(first, 0));
+    first.num_computed_tokens = 14;
+    std::vector<BlockId> retired;
+    blocks.seal(first, retired);
+    CHECK_EQ(first.num_sealed_blocks, wanted ? 3 : 1);
+    CHECK(blocks.admit(second, 0));
+    CHECK_EQ(second.num_computed_tokens, wanted ? 12 : 4, "found by a prompt");
+    blocks.release(first);
+    CHECK(blocks.admit(first, 0));
+    CHECK_EQ(first.num_computed_tokens, wanted ? 12 : 4, "found again after preemption");
+    // The second's prompt is cached whole, but to the first its end is not a prompt's.
+    second.num_computed_tokens = 14;
+    blocks.seal(second, retired);
+    blocks.release(first);
+    CHECK(blocks.admit(first, 0));
+    CHECK_EQ(first.num_computed_tokens, wanted ? 12 : 4, "of another's prompt");
+    blocks.check_integrity(first);
+  }
+}
+
 TEST(impossible_sizes_are_refused) {
   CHECK_THROWS(BlockManager({0, 16, true}), std::invalid_argument, "num_blocks must be at least 1, got 0");
   CHECK_THROWS(BlockManager({4, 0, true}), std::invalid_argument, "block_size must be at least 1, got 0");

@@ -185,6 +185,7 @@ class SchedulerConfig:
     max_num_batched_tokens: int
     max_model_len: int
     enable_prefix_caching: bool
+    cache_generated_tokens: bool
     def __init__(self) -> None: ...
 
 class EngineStats:

@@ -133,7 +133,8 @@ void bind_engine(py::module_& module) {
       .def_readwrite("max_num_sequences", &SchedulerConfig::max_num_sequences)
       .def_readwrite("max_num_batched_tokens", &SchedulerConfig::max_num_batched_tokens)
       .def_readwrite("max_model_len", &SchedulerConfig::max_model_len)
-      .def_readwrite("enable_prefix_caching", &SchedulerConfig::enable_prefix_caching);
+      .def_readwrite("enable_prefix_caching", &SchedulerConfig::enable_prefix_caching)
+      .def_readwrite("cache_generated_tokens", &SchedulerConfig::cache_generated_tokens);
   py::class_<EngineStats>(module, "EngineStats")
       .def_readonly("num_steps", &EngineStats::num_steps)
       .def_readonly("num_preemptions", &EngineStats::num_preemptions)

@@ -30,7 +30,7 @@ BlockManager::BlockManager(const BlockManagerConfig& config, BlockHash hash)
 bool BlockManager::admit(Sequence& sequence, std::int32_t num_spare_blocks) {
   PAGED_INVARIANT(sequence.block_table.empty(), "sequence ", sequence.id, " is admitted with blocks");
   if (num_free_blocks() <= num_spare_blocks) return false;  // the last token always needs one
-  if (config_.enable_prefix_caching) match_prefix(sequence);
+  match_prefix(sequence);
 
   const auto num_matched = static_cast<std::int32_t>(sequence.block_table.size());
   const auto num_revived =
@@ -59,9 +59,14 @@ bool BlockManager::grow(Sequence& sequence, std::int32_t num_new_tokens, BlockCo
   return true;
 }
 
+std::int32_t BlockManager::num_cacheable_blocks(const Sequence& sequence, std::int32_t num_tokens) const {
+  if (!config_.enable_prefix_caching) return 0;
+  const std::int32_t limit = config_.cache_generated_tokens ? num_tokens : sequence.num_prompt_tokens;
+  return std::min(num_tokens, limit) / config_.block_size;
+}
+
 void BlockManager::seal(Sequence& sequence, std::vector<BlockId>& retired) {
-  if (!config_.enable_prefix_caching) return;
-  const std::int32_t num_full = sequence.num_computed_tokens / config_.block_size;
+  const std::int32_t num_full = num_cacheable_blocks(sequence, sequence.num_computed_tokens);
   while (sequence.num_sealed_blocks < num_full) seal_next(sequence, retired);
 }
 
@@ -126,7 +131,7 @@ bool BlockManager::is_writable(BlockId block) const {
 }
 
 void BlockManager::match_prefix(Sequence& sequence) const {
-  const std::int32_t num_candidates = (sequence.num_tokens() - 1) / config_.block_size;
+  const std::int32_t num_candidates = num_cacheable_blocks(sequence, sequence.num_tokens() - 1);
   ContentId parent = sequence.root;
   for (std::int32_t i = 0; i < num_candidates; ++i) {
     const BlockId block = cache_.find(parent, block_tokens(sequence, i));
@@ -184,8 +189,8 @@ void BlockManager::check_integrity(const Sequence& sequence) const {
   PAGED_INVARIANT(blocks_for(sequence.num_planned_tokens()) <= num_held, "sequence ", sequence.id, " computes ",
                   sequence.num_planned_tokens(), " tokens but holds ", num_held, " blocks");
   const std::int32_t num_full = sequence.num_computed_tokens / config_.block_size;
-  PAGED_INVARIANT(sequence.num_sealed_blocks == (config_.enable_prefix_caching ? num_full : 0), "sequence ",
-                  sequence.id, " sealed ", sequence.num_sealed_blocks, " of ", num_full, " full blocks");
+  PAGED_INVARIANT(sequence.num_sealed_blocks == num_cacheable_blocks(sequence, sequence.num_computed_tokens),
+                  "sequence ", sequence.id, " sealed ", sequence.num_sealed_blocks, " of ", num_full, " full blocks");
   ContentId parent = sequence.root;
   for (std::int32_t i = 0; i < num_held; ++i) {
     const BlockId block = sequence.block_table[static_cast<std::size_t>(i)];

@@ -28,6 +28,7 @@ struct BlockManagerConfig {
   std::int32_t num_blocks = 0;
   std::int32_t block_size = 0;  // tokens
   bool enable_prefix_caching = true;
+  bool cache_generated_tokens = true;  // false: only blocks of a sequence's prompt are cached and found
 };
 
 // Blocks to copy before the step writes its own keys and values. No block is both a source and a destination, so the
@@ -52,7 +53,7 @@ class BlockManager {
   bool grow(Sequence& sequence, std::int32_t num_new_tokens, BlockCopies& copies);
 
   // Caches the blocks that num_computed_tokens has filled since. One whose content another block already holds is
-  // replaced by that block: the kernels are batch invariant, so both hold the same bits. The replaced one is appended
+  // replaced by that block: where the kernels are batch invariant both hold the same bits. The replaced one is appended
   // to `retired`, with its reference, for steps in flight may still read it.
   void seal(Sequence& sequence, std::vector<BlockId>& retired);
 
@@ -85,6 +86,8 @@ class BlockManager {
   void check_integrity(const Sequence& sequence) const;
 
  private:
+  // Leading blocks of the first num_tokens tokens that may be cached.
+  std::int32_t num_cacheable_blocks(const Sequence& sequence, std::int32_t num_tokens) const;
   std::int32_t& references(BlockId block) { return references_[static_cast<std::size_t>(block)]; }
   std::span<const TokenId> block_tokens(const Sequence& sequence, std::int32_t index) const;
 

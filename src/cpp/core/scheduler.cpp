@@ -35,7 +35,8 @@ bool is_stop_token(const StopRules& stop, TokenId token) {
 Scheduler::Scheduler(const SchedulerConfig& config, BlockHash hash)
     : config_(checked(config)),
       max_num_tokens_(longest_sequence(config_)),
-      blocks_({config_.num_blocks, config_.block_size, config_.enable_prefix_caching}, hash),
+      blocks_({config_.num_blocks, config_.block_size, config_.enable_prefix_caching, config_.cache_generated_tokens},
+              hash),
       batch_builder_({config_.max_num_batched_tokens, config_.max_num_sequences, blocks_.blocks_for(max_num_tokens_)},
                      config_.block_size),
       rows_(static_cast<std::size_t>(config_.max_num_sequences)),
@@ -284,7 +285,7 @@ TokenEvent Scheduler::accept(Sequence& sequence, TokenId token) {
   else if (sequence.num_tokens() >= sequence.max_num_tokens)
     reason = FinishReason::kLength;
   if (reason != FinishReason::kNone) sequence.status = SequenceStatus::kFinished;
-  return {sequence.id, token, reason};
+  return {sequence.id, token, reason, sequence.row};
 }
 
 void Scheduler::drop_finished(const StepPlan& plan) {

@@ -54,6 +54,8 @@ struct SchedulerConfig {
   std::int32_t max_model_len = 0;
   std::int32_t max_wait_steps = 1024;  // in the queue, then promoted; 0 is first come, first served
   bool enable_prefix_caching = true;
+  // false where generated tokens go through other kernels than prompts and a hit must not change a bit.
+  bool cache_generated_tokens = true;
   std::int32_t max_steps_in_flight = 1;
 };
 
@@ -61,6 +63,7 @@ struct TokenEvent {
   SequenceId id = 0;
   TokenId token = 0;
   FinishReason finish_reason = FinishReason::kNone;
+  std::int32_t row = 0;  // of the block tables, as in the plan
 };
 
 class Scheduler {

@@ -45,7 +45,8 @@ Engine::Engine(const SchedulerConfig& config, std::unique_ptr<Executor> executor
       executor_(std::move(executor)),
       token_table_(std::move(token_table)),
       vocab_size_(executor_->vocab_size()),
-      scheduler_(std::make_unique<Scheduler>(config_)) {
+      scheduler_(std::make_unique<Scheduler>(config_)),
+      row_states_(static_cast<std::size_t>(config_.max_num_sequences)) {
   publish_stats();
   const BlockedSignals blocked;
   thread_ = std::thread([this] { loop(); });
@@ -155,7 +156,7 @@ void Engine::loop() noexcept {
   }
   for (Message& message : received_)
     if (message.submitted != nullptr)
-      live_.emplace(message.submitted->id(), Live{message.submitted, TextStream({}), false});
+      live_.emplace(message.submitted->id(), Live{message.submitted, TextStream({})});
   end_all(failure.empty() ? FinishReason::kCancelled : FinishReason::kError, failure);
 }
 
@@ -190,7 +191,7 @@ void Engine::admit(std::shared_ptr<Request> request) {
   scheduler_->add(std::move(sequence));
   TextStream text(spec.sampling.stop, spec.sampling.include_stop_str_in_output);
   const SequenceId id = request->id();
-  live_.emplace(id, Live{std::move(request), std::move(text), false});
+  live_.emplace(id, Live{std::move(request), std::move(text)});
 }
 
 bool Engine::launch_step() {
@@ -212,13 +213,27 @@ void Engine::write_sampling_rows(const StepPlan& plan) {
   sampling_rows_.clear();
   for (const ScheduledSequence& scheduled : plan.sequences) {
     if (!scheduled.samples) continue;
-    Live& live = live_.at(scheduled.id);
-    if (!std::exchange(live.started, true))
-      live.request->set_num_cached_tokens(scheduler_->find(scheduled.id)->num_cached_tokens);
-    const SamplingParams& params = live.request->spec().sampling;
-    sampling_rows_.push_back(
-        {params.temperature, params.top_p, std::max(params.top_k, 0), params.seed, scheduled.sampled_position()});
+    RowState& state = row_states_[static_cast<std::size_t>(scheduled.row)];
+    if (state.id != scheduled.id) state = enter_row(scheduled);
+    state.sampling.position = scheduled.sampled_position();
+    sampling_rows_.push_back(state.sampling);
   }
+}
+
+// The sequence samples there for the first time since it was admitted.
+Engine::RowState Engine::enter_row(const ScheduledSequence& scheduled) {
+  Live& live = live_.at(scheduled.id);
+  if (live.row < 0) live.request->set_num_cached_tokens(scheduler_->find(scheduled.id)->num_cached_tokens);
+  leave_row(scheduled.id, live);
+  live.row = scheduled.row;
+  const SamplingParams& params = live.request->spec().sampling;
+  return {scheduled.id, &live, {params.temperature, params.top_p, std::max(params.top_k, 0), params.seed, 0}};
+}
+
+void Engine::leave_row(SequenceId id, const Live& live) {
+  if (live.row < 0) return;
+  RowState& state = row_states_[static_cast<std::size_t>(live.row)];
+  if (state.id == id) state = {};
 }
 
 void Engine::finish_step() {
@@ -236,13 +251,17 @@ void Engine::deliver(const TokenEvent& event) {
         "the model's logits are not numbers (NaN): the weights or the prompt overflow this dtype");
     return;
   }
-  const auto found = live_.find(event.id);
-  if (found == live_.end()) return;  // ended while its step was in flight
-  Live& live = found->second;
+  const RowState& state = row_states_[static_cast<std::size_t>(event.row)];
+  if (state.id != event.id) return;  // ended while its step was in flight
+  Live& live = *state.live;
+  if (token_table_ == nullptr) {
+    live.request->append(event.token, {});
+    if (event.finish_reason != FinishReason::kNone) end(event.id, event.finish_reason);
+    return;
+  }
   // The text of a stop token is not part of the answer; the token itself is, as in vLLM.
   const bool is_stop_token = event.finish_reason == FinishReason::kStop;
-  bool stopped = false;
-  if (token_table_ != nullptr && !is_stop_token) stopped = live.text.push(token_table_->bytes_of(event.token));
+  const bool stopped = !is_stop_token && live.text.push(token_table_->bytes_of(event.token));
   live.request->append(event.token, live.text.take());
   if (event.finish_reason != FinishReason::kNone)
     end(event.id, stopped ? FinishReason::kStop : event.finish_reason);
@@ -254,6 +273,7 @@ void Engine::end(SequenceId id, FinishReason reason, std::string_view error) {
   const auto found = live_.find(id);
   if (found == live_.end()) return;
   scheduler_->remove(id);  // unless it has finished by itself
+  leave_row(id, found->second);
   ended_.push_back({std::move(found->second), reason, std::string(error)});
   live_.erase(found);
   ++num_finished_;

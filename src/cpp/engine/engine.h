@@ -65,7 +65,13 @@ class Engine {
   struct Live {
     std::shared_ptr<Request> request;
     TextStream text;
-    bool started = false;  // has sampled
+    std::int32_t row = -1;  // of row_states_, where the last step that samples for it found it
+  };
+  // What every step needs of who runs in a row of the block tables, without a search for it.
+  struct RowState {
+    SequenceId id = 0;     // 0: nobody
+    Live* live = nullptr;  // of that id
+    SamplingRow sampling;
   };
 
   struct Ended {
@@ -83,6 +89,8 @@ class Engine {
   void admit(std::shared_ptr<Request> request);
   bool launch_step();  // false: nothing to launch
   void write_sampling_rows(const StepPlan& plan);
+  RowState enter_row(const ScheduledSequence& scheduled);
+  void leave_row(SequenceId id, const Live& live);
   void finish_step();  // the oldest one in flight
   void deliver(const TokenEvent& event);
   void end(SequenceId id, FinishReason reason, std::string_view error = {});
@@ -98,6 +106,7 @@ class Engine {
 
   std::unique_ptr<Scheduler> scheduler_;
   std::unordered_map<SequenceId, Live> live_;
+  std::vector<RowState> row_states_;  // [max_num_sequences]
   std::vector<SamplingRow> sampling_rows_;
   std::deque<const StepPlan*> in_flight_;  // launched and not yet committed, the oldest first
   std::vector<TokenEvent> events_;
