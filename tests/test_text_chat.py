@@ -89,6 +89,10 @@ def test_the_real_template_renders_as_transformers_renders_it(real_models: Mappi
     assert template.render([{"role": "user", "content": "hi"}]).endswith("<|im_start|>assistant\n")
 
 
+def test_a_template_knows_whether_it_takes_tools() -> None:
+    assert [ChatTemplate(text).takes_tools for text in (CHATML, LLAMA3, GEMMA, OTHER)] == [False, True, False, False]
+
+
 def test_variables_reach_the_template() -> None:
     assert ChatTemplate("{{ enable_thinking }}").render([], variables={"enable_thinking": False}) == "False"
     assert len(ChatTemplate("{{ strftime_now('%Y-%m-%d') }}").render([])) == 10

@@ -42,6 +42,15 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens or {})
         self._template = _compile(text)
 
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the template says anything about tools."""
+        from jinja2.meta import find_undeclared_variables
+
+        from paged.text.chat_environment import environment
+
+        return "tools" in find_undeclared_variables(environment().parse(self.text))
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
