@@ -107,6 +107,9 @@ def test_the_template_s_own_words_are_in_the_error() -> None:
         ChatTemplate("{{ messages[0].content.nothing.more }}").render([])
 
 
+LAUGHS = "{% set a = namespace(s=['x']) %}{% for i in range(99) %}{% set a.s = [a.s, a.s] %}{% endfor %}"
+
+
 @pytest.mark.parametrize(
     "template",
     [
@@ -125,6 +128,62 @@ def test_the_template_s_own_words_are_in_the_error() -> None:
         "{% for i in range(99999) %}{{ 'x' * 1000 }}{% endfor %}",
         "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
         "{{ 1 / 0 }}",
+        # time
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% for i in range(99999) %}{% for j in range(99999) if false %}{% endfor %}{% endfor %}",
+        "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(99) }}",
+        "{% set l = range(99999) | list %}{% for i in range(99999) %}{{ l | reject | list | length }}{% endfor %}",
+        "{% set l = range(99999) %}{% for i in range(99999) %}{{ l | select('gt', 1e9) | list | length }}{% endfor %}",
+        "{% set l = range(99999) | list %}{% for i in range(99999) %}{% if 'x' in l %}{% endif %}{% endfor %}",
+        "{% set s = 'x' * 1000000 %}{% for i in range(99999) %}{% if s ~ 'y' == s %}{% endif %}{% endfor %}",
+        "{% set s = 'x' * 1000000 %}{% for i in range(99999) %}{% if s.count('y') %}{% endif %}{% endfor %}",
+        "{% set a = namespace(n=3) %}{% for i in range(99) %}{% set a.n = a.n * a.n %}{% endfor %}",
+        # memory
+        "{% set a = namespace(s='x') %}{% for i in range(99) %}{% set a.s = a.s + a.s %}{% endfor %}",
+        "{% set a = namespace(s='x') %}{% for i in range(99) %}{% set a.s = a.s ~ a.s %}{% endfor %}",
+        "{% set a = namespace(s=['x']) %}{% for i in range(99) %}{% set a.s = a.s + a.s %}{% endfor %}",
+        LAUGHS + "{{ a.s }}",
+        LAUGHS + "{{ a.s|tojson }}",
+        LAUGHS + "{{ a.s|string }}",
+        LAUGHS + "{{ 'a' ~ a.s }}",
+        "{% set a = namespace(s=['x'], t=['x']) %}{% for i in range(99) %}{% set a.s = [a.s, a.s] %}"
+        "{% set a.t = [a.t, a.t] %}{% endfor %}{{ a.s == a.t }}",
+        "{% set a = namespace(s='xx') %}{% for i in range(99) %}{% set a.s = a.s.replace('x', a.s) %}{% endfor %}",
+        "{% set a = namespace(s='xx') %}{% for i in range(99) %}{% set a.s = a.s | replace('x', a.s) %}{% endfor %}",
+        "{% set a = namespace(s='x') %}{% for i in range(99) %}{% set a.s = [a.s, a.s] | join(a.s) %}{% endfor %}",
+        "{% set a = namespace(s='x') %}{% for i in range(99) %}{% set a.s = a.s.join([a.s, a.s]) %}{% endfor %}",
+        "{% set a = namespace(s='x') %}{% for i in range(99) %}{% set b %}{{ a.s }}{{ a.s }}{% endset %}"
+        "{% set a.s = b %}{% endfor %}",
+        "{% set a = namespace(s='x') %}{% for i in range(99) %}{% set a.s = '%s%s' % (a.s, a.s) %}{% endfor %}",
+        "{% set a = namespace(s='x') %}{% for i in range(99) %}{% set a.s = '{0}{0}'.format(a.s) %}{% endfor %}",
+        "{% set a = namespace(s=[]) %}{% set t = 'x' * 1000000 %}{% for i in range(99999) %}"
+        "{% set a.s = a.s + [t[1:]] %}{% endfor %}",
+        "{% set a = namespace(s=[]) %}{% for i in range(99999) %}{% set a.s = a.s + [range(99999)|list] %}{% endfor %}",
+        "{% set s = ' x' * 9999999 %}{% for i in range(999) %}{{ s.split() | length }}{% endfor %}",
+        "{% set b %}{% for i in range(99999) %}" + "x" * 9999 + "{% endfor %}{% endset %}",
+        "{{ 'x'.center(1000000000) }}",
+        "{{ 'x'.ljust(width=1000000000) }}",
+        "{{ 'x' | center(1000000000) }}",
+        "{{ '%1000000000d' % 1 }}",
+        "{{ '%*d' % (1000000000, 1) }}",
+        "{{ '{:1000000000}'.format(1) }}",
+        "{{ '{:{}}'.format(1, 1000000000) }}",
+        "{{ '{x:1000000000}'.format_map({'x': 1}) }}",
+        "{{ '%1000000000d' | format(1) }}",
+        "{{ 'x' | indent(1000000000, true) }}",
+        "{{ [[1]] | tojson(indent=1000000000) }}",
+        "{{ lipsum(1000000) }}",
+        "{{ strftime_now('%Y' * 1000000) }}",
+        # the compiler
+        "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
+        "{% for i in [1] %}" * 200 + "{% endfor %}" * 200,
+        "{{ " + "[" * 100 + "]" * 100 + " }}" + "{{ - }}",
+        "{% if 1 %}" * 3000 + "{% endif %}" * 3000,
+        "{{ x." + "a." * 3000 + "b }}",
+        "{{ " + "not " * 9999 + "1 }}",
+        "{{ " + "-" * 9999 + "1 }}",
+        "{{ 1" + " + 1" * 9999 + " }}",
+        "x" * (1 << 20),
     ],
 )
 def test_hostile_templates_get_an_error(template: str) -> None:

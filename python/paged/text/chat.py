@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Conversations to prompts, through the template that comes with a model.
 
-A template is code from a stranger: it runs in Jinja's immutable sandbox, sees plain data only, and its output is
-bounded. It has what Hugging Face's templates expect (transformers, utils/chat_template_utils.py).
+A template is code from a stranger: it runs in Jinja's immutable sandbox, sees plain data only, and its work and output
+are bounded. It has what Hugging Face's templates expect (transformers, utils/chat_template_utils.py).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 _MAX_TEMPLATE_BYTES = 1 << 20
+_MAX_TEMPLATE_CHARACTERS = 1 << 17  # compiling takes some 10 us and 2 KB for each
 _MAX_OUTPUT_CHARACTERS = 1 << 26
 
 
@@ -38,6 +39,10 @@ class ChatTemplate:
         Raises:
             ChatTemplateError: a syntax error.
         """
+        if len(text) > _MAX_TEMPLATE_CHARACTERS:
+            raise ChatTemplateError(
+                f"expected a chat template of at most {_MAX_TEMPLATE_CHARACTERS} characters, found {len(text)}"
+            )
         self.text = text
         self._special_tokens = dict(special_tokens or {})
         self._template = _compile(text)
@@ -72,7 +77,9 @@ class ChatTemplate:
         for message in data["messages"]:
             if not isinstance(message, dict):
                 raise TypeError(f"a message must be a dict with role and content, got {type(message).__name__}")
-        context = self._special_tokens | data | {"add_generation_prompt": add_generation_prompt}
+        from paged.text.template_budget import KEY, Budget
+
+        context = self._special_tokens | data | {"add_generation_prompt": add_generation_prompt, KEY: Budget(data)}
         return _render(self._template, context)
 
 
@@ -83,7 +90,7 @@ def _compile(text: str) -> Template:
 
     try:
         return environment().from_string(text)
-    except (TemplateSyntaxError, RecursionError) as error:
+    except Exception as error:  # beside jinja2's, what compiling nested Python raises: SyntaxError, RecursionError, ...
         line = f", line {error.lineno}" if isinstance(error, TemplateSyntaxError) else ""
         raise ChatTemplateError(f"the model's chat template is not valid Jinja{line}: {error}") from error
 
