@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from paged import _C
 from paged.config import EngineOptions, LoadFormat
+from paged.guide import GuideWorkers
+from paged.native_params import native_params
 from paged.outputs import Completion, Timings
 from paged.sampling import SamplingParams
 from paged.stream import Stream
@@ -87,6 +90,7 @@ class LLM:
         )  # fmt: skip
         parts = assemble(model, options)
         self._engine = parts.engine
+        self._guides = GuideWorkers(parts.engine.guide_desk)
         self._description = parts.description
         self._chat_template = parts.chat_template
         self._seed = seed
@@ -222,24 +226,16 @@ class LLM:
             token_ids = self.tokenizer.encode(prompt, add_special_tokens=True)
         else:
             token_ids = _check_token_ids(prompt)
-        sampling = self._native_params(params or SamplingParams())
-        return self._running_engine().submit(token_ids, sampling, priority), len(token_ids)
+        params = params or SamplingParams()
+        submit = functools.partial(self._running_engine().submit, token_ids, self._native_params(params), priority)
+        return self._guides.submit(params, submit), len(token_ids)
 
     def _native_params(self, params: SamplingParams) -> _C.SamplingParams:
         if not isinstance(params, SamplingParams):
             raise TypeError(f"expected SamplingParams, got {params!r}")
-        native = _C.SamplingParams()
-        native.temperature = params.temperature
-        native.top_p = params.top_p
-        native.top_k = params.top_k
-        native.seed = self._request_seed(params.seed)
-        native.max_tokens = params.max_tokens or _MAX_INT32
-        native.min_tokens = params.min_tokens
-        ends = frozenset() if params.ignore_eos else self._end_token_ids
-        native.stop_token_ids = sorted(ends.union(params.stop_token_ids))
-        native.stop = [text.encode() for text in params.stop]
-        native.include_stop_str_in_output = params.include_stop_str_in_output
-        return native
+        return native_params(
+            params, seed=self._request_seed(params.seed), end_token_ids=self._end_token_ids, tokenizer=self._tokenizer
+        )
 
     def _request_seed(self, seed: int | None) -> int:
         if seed is not None:

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from paged.guide import Guide, LogitsProcessor
 
 _MAX_INT32 = 2**31 - 1
 
@@ -17,13 +19,23 @@ class SamplingParams:
         temperature: 0 is greedy (the lowest id among the largest logits); otherwise logits are divided by it.
         top_p: keep the smallest set of most likely tokens whose probabilities reach it, in (0, 1].
         top_k: keep the k most likely tokens; 0 or -1 keeps all.
+        min_p: drop tokens less likely than min_p times the most likely one, in [0, 1]; 0 drops none.
+        repetition_penalty: logits of tokens in the prompt or the answer are divided by it if positive, else multiplied.
+        presence_penalty: subtracted from the logits of tokens in the answer, in [-2, 2].
+        frequency_penalty: the same, once for each time the token is in the answer.
+        logit_bias: added to the logits of these token ids; held to [-100, 100].
+        allowed_token_ids: no other tokens come; None: all.
+        bad_words: strings that never come, as the tokens each is made of with and without a space before it.
         seed: the request's own random stream. The same seed gives the same tokens whatever else runs. None: derived
             from the engine's seed and the order of submission.
         max_tokens: most tokens to generate; None: until the model's context (or the KV pool) is full.
-        min_tokens: stop ids do not end the answer before this many tokens.
+        min_tokens: no stop id comes before this many tokens.
         stop: a string or strings; the answer ends before the first of them to appear.
         stop_token_ids: ids that end the answer, besides the model's own end-of-sequence ids.
         ignore_eos: go on past the model's end-of-sequence ids.
+        guide: makes the `paged.guide.Guide` that says before each token what may come; called once, on another thread.
+        logits_processors: called in turn before each token, on another thread, with the tokens generated so far and
+            the model's logits, float32 [vocab_size]; each returns the logits to use. All other settings still apply.
         include_stop_str_in_output: leave the stop string that was found in the text.
 
     Raises:
@@ -33,6 +45,13 @@ class SamplingParams:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
+    allowed_token_ids: Sequence[int] | None = None
+    bad_words: Sequence[str] = ()
     seed: int | None = None
     max_tokens: int | None = 16
     min_tokens: int = 0
@@ -40,6 +59,8 @@ class SamplingParams:
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     include_stop_str_in_output: bool = False
+    guide: Callable[[], Guide] | None = None
+    logits_processors: Sequence[LogitsProcessor] = ()
 
     def __post_init__(self) -> None:
         _check_number("temperature", self.temperature, 0.0, 1e4)
@@ -58,11 +79,43 @@ class SamplingParams:
         for text in stop:
             if not isinstance(text, str) or not text:
                 raise ValueError(f"stop takes non-empty strings, got {text!r}")
-        stop_token_ids = tuple(self.stop_token_ids)
-        for token in stop_token_ids:
-            _check_int("stop_token_ids", token, 0)
         object.__setattr__(self, "stop", stop)
-        object.__setattr__(self, "stop_token_ids", stop_token_ids)
+        object.__setattr__(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
+        self._check_logits_settings()
+
+    def _check_logits_settings(self) -> None:
+        _check_number("min_p", self.min_p, 0.0, 1.0)
+        _check_number("repetition_penalty", self.repetition_penalty, 0.0, 1e4)
+        if self.repetition_penalty == 0.0:
+            raise ValueError("repetition_penalty must be above 0, got 0; 1 is no penalty")
+        _check_number("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _check_number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        biases = dict(self.logit_bias)
+        for token, bias in biases.items():
+            _check_int("logit_bias", token, 0)
+            _check_number(f"logit_bias of token {token}", bias, -1e30, 1e30)
+        object.__setattr__(self, "logit_bias", {token: min(max(bias, -100.0), 100.0) for token, bias in biases.items()})
+        if self.allowed_token_ids is not None:
+            allowed = _token_ids("allowed_token_ids", self.allowed_token_ids)
+            if not allowed:
+                raise ValueError("allowed_token_ids is empty: no token could come; None allows all")
+            object.__setattr__(self, "allowed_token_ids", allowed)
+        bad_words = (self.bad_words,) if isinstance(self.bad_words, str) else tuple(self.bad_words)
+        for word in bad_words:
+            if not isinstance(word, str) or not word:
+                raise ValueError(f"bad_words takes non-empty strings, got {word!r}")
+        object.__setattr__(self, "bad_words", bad_words)
+        for callback in (*([] if self.guide is None else [self.guide]), *self.logits_processors):
+            if not callable(callback):
+                raise TypeError(f"guide and logits_processors take callables, got {callback!r}")
+        object.__setattr__(self, "logits_processors", tuple(self.logits_processors))
+
+
+def _token_ids(name: str, given: Sequence[int]) -> tuple[int, ...]:
+    ids = tuple(given)
+    for token in ids:
+        _check_int(name, token, 0)
+    return ids
 
 
 def _check_number(name: str, value: object, low: float, high: float) -> None:

@@ -25,6 +25,7 @@ class Simulation {
     std::size_t num_prompt_tokens = 0;
     StopRules stop;
     std::string salt;
+    bool later = false;  // the host brings its tokens
   };
   struct Finished {
     std::vector<TokenId> tokens;
@@ -34,9 +35,10 @@ class Simulation {
   explicit Simulation(const SchedulerConfig& config, BlockHash hash = hash_block)
       : scheduler(config, hash), device(config), config_(config) {}
 
-  void add(const SequenceSpec& spec) {
+  // later: of a sequence that asks, the host brings the tokens; release() it once, to begin with.
+  void add(const SequenceSpec& spec, bool later = false) {
     scheduler.add(spec);
-    living[spec.id] = {spec.prompt, spec.prompt.size(), spec.stop, spec.cache_salt};
+    living[spec.id] = {spec.prompt, spec.prompt.size(), spec.stop, spec.cache_salt, later};
     device.futures.emplace(spec.id, Future(spec.id, spec.prompt, spec.cache_salt));
   }
   void fork(SequenceId parent, SequenceId child) {
@@ -50,7 +52,32 @@ class Simulation {
     CHECK(!scheduler.remove(id), "removed twice");
     CHECK(!scheduler.fork(id, ~id), "an ended sequence was forked");
     living.erase(id);
+    owed.erase(id);
     check();
+  }
+
+  // Of a sequence that asks: what it stands still for.
+  void answer(SequenceId id) {
+    const auto token = owed.find(id);
+    if (token == owed.end()) {
+      const bool may = scheduler.find(id)->held && scheduler.find(id)->num_pending_tokens == 0;
+      CHECK_EQ(scheduler.release(id), may);
+      return;
+    }
+    CHECK(!scheduler.release(id), "samples again before its token has come");
+    std::vector<TokenEvent> events;
+    scheduler.supply(id, token->second, events);
+    CHECK_EQ(events.size(), 1u);
+    owed.erase(token);
+    apply(events[0]);
+    check();
+  }
+  void answer_all() {
+    std::vector<SequenceId> ids;
+    for (const auto& [id, sequence] : living)
+      if (scheduler.find(id)->held) ids.push_back(id);
+    for (const SequenceId id : ids)
+      if (!living.at(id).later || owed.contains(id) || !scheduler.find(id)->awaits_token) answer(id);
   }
 
   bool can_launch() const { return std::ssize(in_flight_) < config_.max_steps_in_flight; }
@@ -74,7 +101,15 @@ class Simulation {
   void commit() {
     const StepPlan& plan = *in_flight_.front();
     std::vector<TokenEvent> events;
-    scheduler.commit(plan, device.run(), events);
+    std::vector<TokenId> sampled = device.run();
+    auto next = sampled.begin();
+    for (const ScheduledSequence& scheduled : plan.sequences) {
+      if (!scheduled.samples) continue;
+      const auto position = living.find(scheduled.id);
+      if (position != living.end() && position->second.later) owed[scheduled.id] = std::exchange(*next, kTokenLater);
+      ++next;
+    }
+    scheduler.commit(plan, sampled, events);
     in_flight_.pop_front();
     for (const TokenEvent& event : events) apply(event);
     check();
@@ -89,7 +124,10 @@ class Simulation {
   }
 
   void run(std::int64_t max_steps = 100000) {
-    for (; scheduler.has_work(); step()) CHECK(max_steps-- > 0, "does not come to an end");
+    for (; scheduler.has_work(); step()) {
+      answer_all();
+      CHECK(max_steps-- > 0, "does not come to an end");
+    }
   }
 
   // What the sequence must become, worked out from its prompt alone.
@@ -107,6 +145,7 @@ class Simulation {
   FakeDevice device;
   std::map<SequenceId, Living> living;
   std::map<SequenceId, Finished> finished;
+  std::map<SequenceId, TokenId> owed;  // tokens that the host has yet to bring
 
  private:
   std::int64_t max_num_tokens(const Living& sequence) const {
@@ -121,6 +160,13 @@ class Simulation {
     if (num_generated >= sequence.stop.min_tokens && std::find(ids.begin(), ids.end(), token) != ids.end())
       return FinishReason::kStop;
     return num_tokens >= max_num_tokens(sequence) ? FinishReason::kLength : FinishReason::kNone;
+  }
+
+  // A sequence that asks is held from the plan in which it samples; held before, its last token is not in a plan.
+  bool samples_or_computes_less(const StepPlan& plan, SequenceId id) const {
+    for (const ScheduledSequence& scheduled : plan.sequences)
+      if (scheduled.id == id) return scheduled.samples || scheduled.sampled_position() < num_tokens_after_flight(id);
+    return false;
   }
 
   // Its tokens, those included that steps in flight sample.
@@ -144,7 +190,9 @@ class Simulation {
   void check_plan(const StepPlan& plan) {
     CHECK(plan.num_tokens <= config_.max_num_batched_tokens, plan.num_tokens);
     CHECK(std::ssize(plan.sequences) <= config_.max_num_sequences);
-    if (plan.sequences.empty()) CHECK(living.empty() || can_commit(), "nobody advances");
+    const bool any_held =
+        std::any_of(living.begin(), living.end(), [&](const auto& each) { return scheduler.find(each.first)->held; });
+    if (plan.sequences.empty()) CHECK(living.empty() || can_commit() || any_held, "nobody advances");
     if (!can_commit()) someone_stood_still_ = false;
     if (someone_stood_still_) CHECK(plan.sequences.empty(), "goes on over the heads of those that found no block");
     std::int32_t num_tokens = 0;
@@ -160,7 +208,8 @@ class Simulation {
       if (scheduler.find(id)->status != SequenceStatus::kRunning) continue;
       const bool may_end = num_tokens_after_flight(id) >= max_num_tokens(sequence);
       CHECK(!may_end || !seen.contains(id), "sequence ", id, " goes on past its end");
-      if (may_end || seen.contains(id)) continue;
+      if (scheduler.find(id)->held) CHECK(!seen.contains(id) || samples_or_computes_less(plan, id), "held but goes on");
+      if (may_end || seen.contains(id) || scheduler.find(id)->held) continue;
       CHECK(can_commit(), "running sequence ", id, " stands still");
       someone_stood_still_ = true;
     }

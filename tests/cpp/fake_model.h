@@ -44,6 +44,8 @@ class FakeModel final : public Executor {
   std::int32_t vocab_size() const override { return kFakeVocab; }
   std::int32_t max_steps_in_flight() const override { return max_steps_in_flight_; }
 
+  ExtraOutputs extra_outputs() const override { return {}; }
+
   void launch(const StepInput& step) override {
     if (std::ssize(steps_) == max_steps_in_flight_) throw std::logic_error("too many steps in flight");
     const BatchView& batch = step.batch;

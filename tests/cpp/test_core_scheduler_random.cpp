@@ -25,6 +25,7 @@ class RandomTraffic {
       if (below(3) == 0) add();
       if (below(15) == 0) fork();
       if (below(25) == 0) remove();
+      if (below(2) == 0) answer();
       const int choice = below(4);
       if (choice == 0 && simulation_.can_launch())
         simulation_.launch();
@@ -67,12 +68,24 @@ class RandomTraffic {
     if (below(3) == 0) spec.stop.stop_token_ids = {below(3)};
     spec.priority = below(3);
     spec.cache_salt = std::string(static_cast<std::size_t>(below(3)), 's');
-    simulation_.add(spec);
+    spec.asks = below(4) == 0;
+    const bool later = spec.asks && below(2) == 0;
+    simulation_.add(spec, later);
+    if (later) simulation_.answer(spec.id);
     added_.emplace(spec.id, spec);
   }
 
   void fork() {
-    if (!simulation_.living.empty()) simulation_.fork(any_living(), next_id_++);
+    if (simulation_.living.empty()) return;
+    const SequenceId parent = any_living();
+    const bool awaits = simulation_.scheduler.find(parent)->awaits_token;
+    if (awaits)
+      CHECK(!simulation_.scheduler.fork(parent, next_id_), "forked while it awaits a token");
+    else
+      simulation_.fork(parent, next_id_++);
+  }
+  void answer() {
+    if (!simulation_.living.empty()) simulation_.answer(any_living());
   }
   void remove() {
     if (!simulation_.living.empty()) simulation_.remove(any_living());

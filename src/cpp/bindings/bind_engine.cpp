@@ -67,6 +67,13 @@ void bind_request(py::module_& module) {
       .def_readwrite("temperature", &SamplingParams::temperature)
       .def_readwrite("top_p", &SamplingParams::top_p)
       .def_readwrite("top_k", &SamplingParams::top_k)
+      .def_readwrite("min_p", &SamplingParams::min_p)
+      .def_readwrite("repetition_penalty", &SamplingParams::repetition_penalty)
+      .def_readwrite("presence_penalty", &SamplingParams::presence_penalty)
+      .def_readwrite("frequency_penalty", &SamplingParams::frequency_penalty)
+      .def_readwrite("logit_bias", &SamplingParams::logit_bias)
+      .def_readwrite("allowed_token_ids", &SamplingParams::allowed_token_ids)
+      .def_readwrite("bad_words", &SamplingParams::bad_words)
       .def_readwrite("seed", &SamplingParams::seed)
       .def_readwrite("max_tokens", &SamplingParams::max_tokens)
       .def_readwrite("min_tokens", &SamplingParams::min_tokens)
@@ -93,10 +100,19 @@ void bind_request(py::module_& module) {
       .def("take", &take, "(text, token_ids, finish_reason or None): what has come since the last call.");
 }
 
+GuideKind guide_kind_of(const std::string& name) {
+  if (name == "mask") return GuideKind::kMask;
+  if (name == "token") return GuideKind::kToken;
+  PAGED_CHECK(name == "none", "guide must be none, mask or token, got ", name);
+  return GuideKind::kNone;
+}
+
 std::shared_ptr<Request> submit(Engine& engine, std::vector<TokenId> prompt, SamplingParams sampling,
-                                std::int32_t priority, std::string cache_salt) {
+                                std::int32_t priority, std::string cache_salt, const std::string& guide,
+                                std::uint64_t guide_key) {
+  const GuideKind kind = guide_kind_of(guide);
   const py::gil_scoped_release release;
-  return engine.submit({std::move(prompt), std::move(sampling), priority, std::move(cache_salt)});
+  return engine.submit({std::move(prompt), std::move(sampling), priority, std::move(cache_salt), kind, guide_key});
 }
 
 // The engine takes the executor over: the Python object that carried it is left empty.
@@ -120,6 +136,7 @@ struct EngineHolder {
 
 void bind_engine(py::module_& module) {
   bind_request(module);
+  bind_guide(module);
   py::class_<TokenTable, std::shared_ptr<TokenTable>>(module, "TokenTable", "The bytes each token stands for.")
       .def(py::init([](const py::bytes& bytes, const Int64Array& offsets) {
              return std::make_shared<TokenTable>(
@@ -151,11 +168,12 @@ void bind_engine(py::module_& module) {
            }),
            py::kw_only(), py::arg("config"), py::arg("executor"), py::arg("threads"), py::arg("token_table"))
       .def("submit", &submit, py::arg("prompt"), py::arg("sampling"), py::arg("priority") = 0,
-           py::arg("cache_salt") = "")
+           py::arg("cache_salt") = "", py::kw_only(), py::arg("guide") = "none", py::arg("guide_key") = 0)
       .def("cancel", &Engine::cancel, py::arg("id"), py::call_guard<py::gil_scoped_release>())
       .def("close", &Engine::close, py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("closed", &Engine::closed)
-      .def_property_readonly("stats", &Engine::stats);
+      .def_property_readonly("stats", &Engine::stats)
+      .def_property_readonly("guide_desk", &Engine::guide_desk);
 }
 
 }  // namespace paged

@@ -12,6 +12,7 @@
 #include <span>
 #include <stdexcept>
 #include <utility>
+#include <vector>
 
 #include "bindings/arrays.h"
 #include "exec/executor.h"
@@ -45,10 +46,14 @@ class PythonExecutor final : public Executor {
       copy_blocks(step.copy_sources, step.copy_destinations);
       run(step.batch);
     }
-    sampler_.sample(logits_.data(), step.sampling);
+    // What the executor returned is its own: edits are made in a copy.
+    if (step.extras != nullptr) edited_.assign(logits_.data(), logits_.data() + logits_.size());
+    sampler_.sample(step.extras != nullptr ? edited_.data() : const_cast<float*>(logits_.data()), step.sampling,
+                    step.extras);
   }
 
   std::span<const std::int32_t> wait() override { return sampler_.token_ids(); }
+  ExtraOutputs extra_outputs() const override { return sampler_.extra_outputs(); }
 
  private:
   using FloatArray = pybind11::array_t<float, pybind11::array::c_style | pybind11::array::forcecast>;
@@ -90,6 +95,7 @@ class PythonExecutor final : public Executor {
   pybind11::object run_;
   pybind11::object copy_blocks_;
   FloatArray logits_;
+  std::vector<float> edited_;
   std::int32_t vocab_size_;
   HostSampler sampler_;
 };

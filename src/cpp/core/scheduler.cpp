@@ -79,6 +79,7 @@ std::unique_ptr<Sequence> Scheduler::make_sequence(SequenceSpec spec) {
   sequence->num_prompt_tokens = sequence->num_tokens();
   sequence->max_num_tokens = std::min(sequence->stop.max_total_tokens, max_num_tokens_);
   sequence->priority = spec.priority;
+  sequence->asks = sequence->held = spec.asks;
   sequence->root = blocks_.acquire_root(spec.cache_salt);
   return sequence;
 }
@@ -95,7 +96,7 @@ bool Scheduler::fork(SequenceId parent, SequenceId child) {
   const auto position = sequences_.find(parent);
   if (position == sequences_.end()) return false;
   const Sequence& source = *position->second;
-  if (source.status == SequenceStatus::kFinished) return false;
+  if (source.status == SequenceStatus::kFinished || source.awaits_token) return false;
 
   auto sequence = std::make_unique<Sequence>();
   sequence->id = child;
@@ -104,6 +105,7 @@ bool Scheduler::fork(SequenceId parent, SequenceId child) {
   sequence->num_prompt_tokens = source.num_prompt_tokens;
   sequence->max_num_tokens = source.max_num_tokens;
   sequence->priority = source.priority;
+  sequence->asks = sequence->held = source.asks;
   sequence->root = source.root;
   blocks_.retain_root(source.root);
   Sequence& forked = take_in(std::move(sequence));
@@ -114,6 +116,36 @@ bool Scheduler::fork(SequenceId parent, SequenceId child) {
     waiting_.push(forked, step_);
   }
   return true;
+}
+
+bool Scheduler::release(SequenceId id) {
+  const auto position = sequences_.find(id);
+  if (position == sequences_.end()) return false;
+  Sequence& sequence = *position->second;
+  if (sequence.status == SequenceStatus::kFinished || !sequence.held || sequence.awaits_token ||
+      sequence.num_pending_tokens > 0)
+    return false;
+  sequence.held = false;
+  return true;
+}
+
+void Scheduler::supply(SequenceId id, TokenId token, std::vector<TokenEvent>& events) {
+  const auto position = sequences_.find(id);
+  if (position == sequences_.end()) return;
+  Sequence& sequence = *position->second;
+  if (sequence.status == SequenceStatus::kFinished || !sequence.awaits_token) return;
+  sequence.awaits_token = sequence.held = false;
+  const bool waits = sequence.status == SequenceStatus::kWaiting;  // preempted meanwhile
+  events.push_back(accept(sequence, token));
+  if (sequence.status != SequenceStatus::kFinished) return;
+  if (waits) {
+    sequence.status = SequenceStatus::kWaiting;
+    waiting_.remove(sequence, step_);
+  } else {
+    std::erase(running_, &sequence);
+    stop_running(sequence);
+  }
+  drop(sequence);
 }
 
 bool Scheduler::remove(SequenceId id) {
@@ -144,7 +176,8 @@ const StepPlan& Scheduler::schedule() {
   waiting_.promote_due(++step_);
   if (schedule_running()) admit_waiting();
   if (plan_->sequences.empty()) {
-    PAGED_INVARIANT(num_steps_in_flight_ > 0 || sequences_.empty(), "none of ", sequences_.size(),
+    const bool any_held = std::any_of(running_.begin(), running_.end(), [](const Sequence* s) { return s->held; });
+    PAGED_INVARIANT(num_steps_in_flight_ > 0 || sequences_.empty() || any_held, "none of ", sequences_.size(),
                     " sequences can advance");
     --step_;
   } else {
@@ -173,6 +206,7 @@ bool Scheduler::advance(std::size_t index) {
   if (sequence.num_tokens() + sequence.num_pending_tokens >= sequence.max_num_tokens) return true;  // it surely ends
   const auto num_behind = static_cast<std::int32_t>(running_.size() - index - 1);
   const std::int32_t num_scheduled_tokens = num_tokens_to_schedule(sequence, budget_left() - num_behind);
+  if (num_scheduled_tokens == 0) return true;  // it is held
   if (!blocks_.grow(sequence, num_scheduled_tokens, plan_->block_copies)) return false;
   append_to_plan(sequence, num_scheduled_tokens);
   return true;
@@ -185,15 +219,17 @@ void Scheduler::admit_waiting() {
     waiting_.remove(sequence, step_);
     start_running(sequence);
     num_cached_tokens_ += sequence.num_computed_tokens;
-    append_to_plan(sequence, num_tokens_to_schedule(sequence, budget_left()));
+    const std::int32_t num_scheduled_tokens = num_tokens_to_schedule(sequence, budget_left());
+    if (num_scheduled_tokens > 0) append_to_plan(sequence, num_scheduled_tokens);  // else it is held
   }
 }
 
 std::int32_t Scheduler::num_tokens_to_schedule(const Sequence& sequence, std::int32_t budget) const {
   const std::int32_t position = sequence.num_planned_tokens();
-  const std::int32_t end = position < sequence.num_prompt_tokens ? sequence.num_prompt_tokens
-                                                                 : sequence.num_tokens() + sequence.num_pending_tokens;
-  return std::min(end - position, budget);
+  const std::int32_t known = sequence.num_tokens() + sequence.num_pending_tokens;
+  const std::int32_t last = sequence.held ? known - 1 : known;
+  const std::int32_t end = position < sequence.num_prompt_tokens ? std::min(sequence.num_prompt_tokens, last) : last;
+  return std::max(0, std::min(end - position, budget));
 }
 
 void Scheduler::append_to_plan(Sequence& sequence, std::int32_t num_scheduled_tokens) {
@@ -204,6 +240,7 @@ void Scheduler::append_to_plan(Sequence& sequence, std::int32_t num_scheduled_to
   plan_->num_logits_rows += samples ? 1 : 0;
   sequence.num_scheduled_tokens += num_scheduled_tokens;
   sequence.num_pending_tokens += samples ? 1 : 0;
+  sequence.held |= sequence.asks && samples;
   ++sequence.num_steps_in_flight;
 }
 
@@ -260,7 +297,7 @@ void Scheduler::commit(const StepPlan& plan, std::span<const TokenId> sampled, s
     blocks_.seal(sequence, retired_blocks);
     if (scheduled.samples) {
       const TokenId token = sampled[num_used++];
-      if (sequence.status == SequenceStatus::kRunning) events.push_back(accept(sequence, token));
+      if (sequence.status == SequenceStatus::kRunning) take_sample(sequence, token, events);
     }
     any_finished |= sequence.status == SequenceStatus::kFinished;
   }
@@ -275,6 +312,15 @@ void Scheduler::commit_counts(Sequence& sequence, const ScheduledSequence& sched
   // What was computed from dropped tokens does not count.
   sequence.num_computed_tokens =
       std::min(sequence.num_computed_tokens + scheduled.num_scheduled_tokens, sequence.num_tokens());
+}
+
+void Scheduler::take_sample(Sequence& sequence, TokenId token, std::vector<TokenEvent>& events) {
+  if (token == kTokenLater) {
+    PAGED_INVARIANT(sequence.asks, "sequence ", sequence.id, " awaits a token but does not ask");
+    sequence.awaits_token = true;
+  } else {
+    events.push_back(accept(sequence, token));
+  }
 }
 
 TokenEvent Scheduler::accept(Sequence& sequence, TokenId token) {

@@ -24,6 +24,10 @@
 // - No chunk crosses from the prompt into generated tokens, which a preempted sequence computes again: a token always
 //   goes through the same kernel (StepBatch::is_decode), so preemption does not change a bit.
 //
+// A sequence that asks (sequence.h) is held before each token it samples, until release(): its prompt is computed but
+// for the last token, then it stands still, with its row and blocks, and nobody waits for it. A token that the host
+// itself chooses, from logits, comes in with supply(), in a step or between two.
+//
 // Starvation bound: a sequence is promoted after max_wait_steps steps in the queue. From then on only those running at
 // that moment and those that arrived earlier can be before it, each for at most max_model_len steps at a time.
 //
@@ -81,19 +85,27 @@ class Scheduler {
   void add(SequenceSpec spec);
 
   // The child continues from the parent's committed tokens as a sequence of its own. Where a row is free it shares the
-  // parent's blocks, copied when one of them writes; else it waits like any other. False if the parent is unknown or
-  // has ended.
+  // parent's blocks, copied when one of them writes; else it waits like any other. False if the parent is unknown, has
+  // ended, or awaits a token of the host.
   bool fork(SequenceId parent, SequenceId child);
+
+  // Lets a sequence that asks sample one token. False if it is unknown, has ended, is not held, or
+  // its last token is still in flight or awaited.
+  bool release(SequenceId id);
+
+  // The next token of a sequence for which commit() got kTokenLater. No event if it is unknown, has ended, or awaits
+  // none. The sequence may then sample again.
+  void supply(SequenceId id, TokenId token, std::vector<TokenEvent>& events);
 
   // Cancels without an event. False if it is unknown or has ended.
   bool remove(SequenceId id);
 
   // Fewer than max_steps_in_flight steps may be in flight. An empty plan is no step and is not committed: there are no
-  // sequences, or the oldest step in flight must be committed before anything can be scheduled.
+  // sequences, or all that could advance are held, or the oldest step in flight must be committed first.
   const StepPlan& schedule();
   const StepBatch& build_batch(const StepPlan& plan);
   // Of the oldest plan in flight. sampled: [plan.num_logits_rows]. Appends an event for each token but those of ended
-  // sequences, in the plan's order; a sequence whose finish_reason is set has ended.
+  // sequences and kTokenLater, in the plan's order; a sequence whose finish_reason is set has ended.
   void commit(const StepPlan& plan, std::span<const TokenId> sampled, std::vector<TokenEvent>& events);
 
   // Null if unknown; valid until the sequence has ended and no step in flight includes it.
@@ -123,6 +135,7 @@ class Scheduler {
   void start_running(Sequence& sequence);
   void stop_running(Sequence& sequence);
   void preempt_least_urgent();
+  void take_sample(Sequence& sequence, TokenId token, std::vector<TokenEvent>& events);
   void commit_counts(Sequence& sequence, const ScheduledSequence& scheduled);
   TokenEvent accept(Sequence& sequence, TokenId token);
   void drop_finished(const StepPlan& plan);

@@ -30,8 +30,12 @@ void Scheduler::check_sequences() const {
         "sequence ", sequence->id, " runs but does not hold row ", sequence->row);
     const std::int32_t num_missing =
         sequence->num_tokens() + sequence->num_pending_tokens - sequence->num_planned_tokens();
-    PAGED_INVARIANT(sequence->num_pending_tokens > 0 ? num_missing == 1 : num_missing > 0, "sequence ", sequence->id,
-                    " has ", num_missing, " tokens to schedule and ", sequence->num_pending_tokens, " pending");
+    const std::int32_t least = sequence->awaits_token ? 0 : 1;
+    PAGED_INVARIANT(sequence->num_pending_tokens > 0 ? num_missing == 1 : num_missing >= least, "sequence ",
+                    sequence->id, " has ", num_missing, " tokens to schedule and ", sequence->num_pending_tokens,
+                    " pending");
+    PAGED_INVARIANT(sequence->asks || !sequence->held, "sequence ", sequence->id, " is held but does not ask");
+    PAGED_INVARIANT(sequence->held || !sequence->awaits_token, "sequence ", sequence->id, " awaits a token, not held");
   }
   for (const Sequence* sequence : rows_) {
     if (sequence == nullptr) continue;

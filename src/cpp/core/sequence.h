@@ -9,6 +9,9 @@
 // and tokens; what those in flight will do, in num_scheduled_tokens and num_pending_tokens. A sequence that runs has
 // num_planned_tokens() < num_tokens() + num_pending_tokens: the last token is still to be scheduled. A pending token
 // exists only where all tokens before it are scheduled, so then the difference is 1 and that last token is pending.
+//
+// A sequence that asks is held whenever the host has not yet said how its next token is to be chosen: its last token,
+// whose logits choose it, is not scheduled then. One whose token comes later from the host is held with all computed.
 #pragma once
 
 #include <cstdint>
@@ -32,6 +35,7 @@ struct SequenceSpec {
   StopRules stop = {};
   std::int32_t priority = 0;    // the lower, the more urgent
   std::string cache_salt = {};  // only sequences of equal salt share cached blocks
+  bool asks = false;            // may not sample a token before Scheduler::release() says so, each time
 };
 
 enum class SequenceStatus : std::uint8_t { kWaiting, kRunning, kFinished };
@@ -48,6 +52,9 @@ struct Sequence {
   std::int32_t num_cached_tokens = 0;     // prompt tokens that the prefix cache served at the first admission
   std::int32_t max_num_tokens = 0;        // it ends when it has so many
   SequenceStatus status = SequenceStatus::kWaiting;
+  bool asks = false;
+  bool held = false;          // its last token is not to be scheduled
+  bool awaits_token = false;  // all is computed; the host brings the next token
 
   // Urgency (waiting_queue.h).
   std::int32_t priority = 0;

@@ -13,6 +13,8 @@ using SequenceId = std::uint64_t;
 using ContentId = std::uint64_t;
 
 inline constexpr BlockId kNoBlock = -1;
+// In place of a sampled token: the host decides it from the logits, and brings it later (Scheduler::supply).
+inline constexpr TokenId kTokenLater = -2;
 
 enum class FinishReason : std::uint8_t { kNone, kStop, kLength, kCancelled, kError };
 

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/blocked_signals.h"
+#include "engine/check_request.h"
 
 namespace paged {
 namespace {
@@ -45,6 +46,9 @@ Engine::Engine(const SchedulerConfig& config, std::unique_ptr<Executor> executor
       executor_(std::move(executor)),
       token_table_(std::move(token_table)),
       vocab_size_(executor_->vocab_size()),
+      guide_desk_(std::make_shared<GuideDesk>(
+          vocab_size_,
+          [this](GuideAnswer answer) { post({nullptr, 0, std::make_unique<GuideAnswer>(std::move(answer))}); })),
       scheduler_(std::make_unique<Scheduler>(config_)),
       row_states_(static_cast<std::size_t>(config_.max_num_sequences)) {
   publish_stats();
@@ -65,29 +69,15 @@ void Engine::check_usable() const {
   if (closing_) throw EngineClosedError("the engine is closed");
 }
 
-void Engine::check_spec(const RequestSpec& spec) const {
-  for (std::size_t i = 0; i < spec.prompt.size(); ++i)
-    PAGED_CHECK(spec.prompt[i] >= 0 && spec.prompt[i] < vocab_size_, "prompt token ", i, " is ", spec.prompt[i],
-                "; this model's ids lie in [0, ", vocab_size_, ")");
-  const SamplingParams& s = spec.sampling;
-  PAGED_CHECK(s.temperature >= 0.0f && s.temperature <= 1e4f, "temperature must be in [0, 10000], got ", s.temperature);
-  PAGED_CHECK(s.top_p > 0.0f && s.top_p <= 1.0f, "top_p must be in (0, 1], got ", s.top_p);
-  PAGED_CHECK(s.top_k >= -1, "top_k must be -1 or 0 (all) or positive, got ", s.top_k);
-  PAGED_CHECK(s.max_tokens >= 1, "max_tokens must be at least 1, got ", s.max_tokens);
-  PAGED_CHECK(s.min_tokens >= 0 && s.min_tokens <= s.max_tokens,
-              "min_tokens must be in [0, max_tokens = ", s.max_tokens, "], got ", s.min_tokens);
-  PAGED_CHECK(s.stop.empty() || token_table_ != nullptr, "stop strings need a tokenizer, and this model has none");
-}
-
 std::shared_ptr<Request> Engine::submit(RequestSpec spec) {
   check_usable();
-  check_spec(spec);
+  check_request(spec, vocab_size_, token_table_ != nullptr);
   Scheduler::check_prompt(config_, spec.prompt.size());
   std::shared_ptr<Request> request;
   {
     const std::lock_guard lock(mutex_);
     request = std::make_shared<Request>(next_id_++, std::move(spec));
-    inbox_.push_back({request, 0});
+    inbox_.push_back({request});
   }
   wake_.notify_one();
   return request;
@@ -95,10 +85,14 @@ std::shared_ptr<Request> Engine::submit(RequestSpec spec) {
 
 void Engine::cancel(SequenceId id) {
   if (getpid() != pid_) return;
+  post({nullptr, id});
+}
+
+void Engine::post(Message message) {
   {
     const std::lock_guard lock(mutex_);
     if (closing_) return;
-    inbox_.push_back({nullptr, id});
+    inbox_.push_back(std::move(message));
   }
   wake_.notify_one();
 }
@@ -155,22 +149,26 @@ void Engine::loop() noexcept {
     if (failure.empty()) closing_ = true;
   }
   for (Message& message : received_)
-    if (message.submitted != nullptr)
-      live_.emplace(message.submitted->id(), Live{message.submitted, TextStream({})});
+    if (message.submitted != nullptr) live_.emplace(message.submitted->id(), Live{message.submitted, TextStream({})});
   end_all(failure.empty() ? FinishReason::kCancelled : FinishReason::kError, failure);
+  guide_desk_->close();
 }
 
 bool Engine::receive() {
   received_.clear();
   {
     std::unique_lock lock(mutex_);
-    if (live_.empty() && in_flight_.empty()) wake_.wait(lock, [&] { return closing_ || !inbox_.empty(); });
+    if ((live_.empty() || stalled_) && in_flight_.empty())
+      wake_.wait(lock, [&] { return closing_ || !inbox_.empty(); });
     if (closing_) return false;
     std::swap(received_, inbox_);
   }
+  stalled_ = false;
   for (Message& message : received_) {
     if (message.submitted != nullptr)
       admit(std::move(message.submitted));
+    else if (message.answer != nullptr)
+      take_answer(*message.answer);
     else
       end(message.cancelled, FinishReason::kCancelled);
   }
@@ -188,36 +186,59 @@ void Engine::admit(std::shared_ptr<Request> request) {
       static_cast<std::int64_t>(spec.prompt.size()) + spec.sampling.max_tokens, config_.max_model_len));
   sequence.stop.min_tokens = spec.sampling.min_tokens;
   sequence.stop.stop_token_ids = spec.sampling.stop_token_ids;
+  sequence.asks = spec.guide != GuideKind::kNone;
   scheduler_->add(std::move(sequence));
   TextStream text(spec.sampling.stop, spec.sampling.include_stop_str_in_output);
   const SequenceId id = request->id();
-  live_.emplace(id, Live{std::move(request), std::move(text)});
+  if (spec.guide == GuideKind::kMask) ask_guide(*request, {}, nullptr);
+  if (spec.guide == GuideKind::kToken) scheduler_->release(id);
+  std::unique_ptr<LogitsPolicy> policy = LogitsPolicy::make(spec, vocab_size_);
+  live_.emplace(id, Live{std::move(request), std::move(text), -1, std::move(policy)});
 }
 
 bool Engine::launch_step() {
   if (live_.empty()) return false;
   const StepPlan& plan = scheduler_->schedule();
-  if (plan.sequences.empty()) {
-    PAGED_INVARIANT(!in_flight_.empty(), "nothing could be scheduled for ", live_.size(), " live requests");
-    return false;
-  }
+  stalled_ = plan.sequences.empty();
+  if (stalled_) return false;
   const StepBatch& batch = scheduler_->build_batch(plan);
-  write_sampling_rows(plan);
+  InFlight step{&plan};
+  write_sampling_rows(plan, step);
+  const StepExtras extras = extras_.view();
   executor_->launch({view_of(batch), batch.changed_table_entries, plan.block_copies.sources,
-                     plan.block_copies.destinations, sampling_rows_});
-  in_flight_.push_back(&plan);
+                     plan.block_copies.destinations, sampling_rows_, step.has_extras ? &extras : nullptr});
+  in_flight_.push_back(std::move(step));
   return true;
 }
 
-void Engine::write_sampling_rows(const StepPlan& plan) {
+void Engine::write_sampling_rows(const StepPlan& plan, InFlight& step) {
   sampling_rows_.clear();
+  extras_.clear();
   for (const ScheduledSequence& scheduled : plan.sequences) {
     if (!scheduled.samples) continue;
     RowState& state = row_states_[static_cast<std::size_t>(scheduled.row)];
     if (state.id != scheduled.id) state = enter_row(scheduled);
     state.sampling.position = scheduled.sampled_position();
     sampling_rows_.push_back(state.sampling);
+    if (state.live->policy != nullptr) write_extras(scheduled, *state.live, step);
   }
+  step.has_extras = !extras_.empty();
+}
+
+// Of the row that write_sampling_rows() has just added.
+void Engine::write_extras(const ScheduledSequence& scheduled, Live& live, InFlight& step) {
+  const Sequence& sequence = *scheduler_->find(scheduled.id);
+  const bool pending = sequence.num_pending_tokens > 1;  // besides the one that this step samples
+  PAGED_INVARIANT(sequence.num_pending_tokens <= 2, "edits of logits know one step in flight");
+  NextToken next{static_cast<std::int32_t>(std::ssize(sampling_rows_)) - 1,
+                 scheduled.sampled_position() - sequence.num_prompt_tokens, pending ? scheduled.row : -1};
+  if (live.request->spec().guide != GuideKind::kToken) return live.policy->write(next, extras_);
+  extras_.exported.push_back(next.logits_row);
+  auto sample = std::make_unique<HostSample>();
+  sample->sampling = sampling_rows_.back();
+  const std::int32_t logits_row = std::exchange(next.logits_row, 0);
+  live.policy->write(next, sample->extras);
+  step.exports.push_back({scheduled.id, logits_row, std::move(sample)});
 }
 
 // The sequence samples there for the first time since it was admitted.
@@ -237,36 +258,83 @@ void Engine::leave_row(SequenceId id, const Live& live) {
 }
 
 void Engine::finish_step() {
-  const std::span<const TokenId> sampled = executor_->wait();
-  events_.clear();
-  scheduler_->commit(*in_flight_.front(), sampled, events_);
+  std::span<const TokenId> sampled = executor_->wait();
+  InFlight step = std::move(in_flight_.front());
   in_flight_.pop_front();
+  if (!step.exports.empty()) {
+    sampled_.assign(sampled.begin(), sampled.end());
+    for (const InFlight::Export& each : step.exports) sampled_[static_cast<std::size_t>(each.logits_row)] = kTokenLater;
+    sampled = sampled_;
+  }
+  events_.clear();
+  scheduler_->commit(*step.plan, sampled, events_);
+  stalled_ = false;
   for (const TokenEvent& event : events_) deliver(event);
+  for (std::size_t i = 0; i < step.exports.size(); ++i) {
+    const auto found = live_.find(step.exports[i].id);
+    if (found == live_.end()) continue;
+    const auto vocab = static_cast<std::size_t>(vocab_size_);
+    const std::span<const float> logits = executor_->extra_outputs().exported.subspan(i * vocab, vocab);
+    step.exports[i].sample->logits.assign(logits.begin(), logits.end());
+    ask_guide(*found->second.request, {}, std::move(step.exports[i].sample));
+  }
   ++num_steps_;
 }
 
+void Engine::ask_guide(const Request& request, std::vector<TokenId> tokens, std::unique_ptr<HostSample> sample) {
+  guide_desk_->ask({request.id(), request.spec().guide_key, std::move(tokens), std::move(sample), false});
+}
+
+void Engine::take_answer(GuideAnswer& answer) {
+  const auto found = live_.find(answer.id);
+  if (found == live_.end()) return;  // cancelled meanwhile
+  switch (answer.kind) {
+    case GuideAnswer::Kind::kMask: found->second.policy->allow(std::move(answer.mask)); [[fallthrough]];
+    case GuideAnswer::Kind::kAnything: scheduler_->release(answer.id); break;
+    case GuideAnswer::Kind::kToken: {
+      events_.clear();
+      scheduler_->supply(answer.id, answer.token, events_);
+      for (const TokenEvent& event : events_) deliver(event, found->second);
+      break;
+    }
+    case GuideAnswer::Kind::kStop: end(answer.id, FinishReason::kStop); break;
+    case GuideAnswer::Kind::kError: end(answer.id, FinishReason::kError, answer.error); break;
+  }
+}
+
 void Engine::deliver(const TokenEvent& event) {
+  const RowState& state = row_states_[static_cast<std::size_t>(event.row)];
+  if (state.id == event.id) deliver(event, *state.live);  // else it ended while its step was in flight
+}
+
+void Engine::deliver(const TokenEvent& event, Live& live) {
   if (event.token < 0) {  // the executor's mark for logits that are not numbers: only their request fails
     end(event.id, FinishReason::kError,
-        "the model's logits are not numbers (NaN): the weights or the prompt overflow this dtype");
+        live.policy != nullptr
+            ? "no token is left to sample: what the request allows (guide, allowed_token_ids, bad_words, min_tokens, "
+              "logit_bias) excludes every token, or the model's logits are not numbers"
+            : "the model's logits are not numbers (NaN): the weights or the prompt overflow this dtype");
     return;
   }
-  const RowState& state = row_states_[static_cast<std::size_t>(event.row)];
-  if (state.id != event.id) return;  // ended while its step was in flight
-  Live& live = *state.live;
+  if (live.policy != nullptr) live.policy->append(event.token);
   if (token_table_ == nullptr) {
     live.request->append(event.token, {});
-    if (event.finish_reason != FinishReason::kNone) end(event.id, event.finish_reason);
-    return;
+    return go_on_or_end(event, live, false);
   }
   // The text of a stop token is not part of the answer; the token itself is, as in vLLM.
   const bool is_stop_token = event.finish_reason == FinishReason::kStop;
   const bool stopped = !is_stop_token && live.text.push(token_table_->bytes_of(event.token));
   live.request->append(event.token, live.text.take());
+  go_on_or_end(event, live, stopped);
+}
+
+void Engine::go_on_or_end(const TokenEvent& event, Live& live, bool stopped) {
   if (event.finish_reason != FinishReason::kNone)
     end(event.id, stopped ? FinishReason::kStop : event.finish_reason);
   else if (stopped)
     end(event.id, FinishReason::kStop);
+  else if (live.request->spec().guide == GuideKind::kMask)
+    ask_guide(*live.request, {event.token}, nullptr);
 }
 
 void Engine::end(SequenceId id, FinishReason reason, std::string_view error) {
@@ -274,6 +342,8 @@ void Engine::end(SequenceId id, FinishReason reason, std::string_view error) {
   if (found == live_.end()) return;
   scheduler_->remove(id);  // unless it has finished by itself
   leave_row(id, found->second);
+  const RequestSpec& spec = found->second.request->spec();
+  if (spec.guide != GuideKind::kNone) guide_desk_->ask({id, spec.guide_key, {}, nullptr, true});
   ended_.push_back({std::move(found->second), reason, std::string(error)});
   live_.erase(found);
   ++num_finished_;

@@ -18,6 +18,8 @@
 #include <vector>
 
 #include "core/scheduler.h"
+#include "engine/guide_desk.h"
+#include "engine/logits_policy.h"
 #include "engine/request.h"
 #include "engine/text_stream.h"
 #include "engine/token_table.h"
@@ -56,16 +58,19 @@ class Engine {
   void close();                // idempotent; running requests end as cancelled; all memory is given back
   bool closed() const;
   EngineStats stats() const;
+  const std::shared_ptr<GuideDesk>& guide_desk() const { return guide_desk_; }
 
  private:
   struct Message {
-    std::shared_ptr<Request> submitted;  // null: cancel `cancelled`
+    std::shared_ptr<Request> submitted;  // null: cancel `cancelled`, or
     SequenceId cancelled = 0;
+    std::unique_ptr<GuideAnswer> answer = nullptr;
   };
   struct Live {
     std::shared_ptr<Request> request;
     TextStream text;
     std::int32_t row = -1;  // of row_states_, where the last step that samples for it found it
+    std::unique_ptr<LogitsPolicy> policy = nullptr;
   };
   // What every step needs of who runs in a row of the block tables, without a search for it.
   struct RowState {
@@ -80,19 +85,36 @@ class Engine {
     std::string error;
   };
 
+  // A step launched and not yet committed, and what its extras are for.
+  struct InFlight {
+    const StepPlan* plan = nullptr;
+    bool has_extras = false;
+    struct Export {
+      SequenceId id;
+      std::int32_t logits_row;
+      std::unique_ptr<HostSample> sample;
+    };
+    std::vector<Export> exports = {};
+  };
+
   void check_usable() const;
-  void check_spec(const RequestSpec& spec) const;
 
   // All below run on the engine thread.
   void loop() noexcept;
   bool receive();  // false: closing
   void admit(std::shared_ptr<Request> request);
   bool launch_step();  // false: nothing to launch
-  void write_sampling_rows(const StepPlan& plan);
+  void write_sampling_rows(const StepPlan& plan, InFlight& step);
+  void write_extras(const ScheduledSequence& scheduled, Live& live, InFlight& step);
   RowState enter_row(const ScheduledSequence& scheduled);
   void leave_row(SequenceId id, const Live& live);
   void finish_step();  // the oldest one in flight
   void deliver(const TokenEvent& event);
+  void deliver(const TokenEvent& event, Live& live);
+  void go_on_or_end(const TokenEvent& event, Live& live, bool stopped);
+  void ask_guide(const Request& request, std::vector<TokenId> tokens, std::unique_ptr<HostSample> sample);
+  void take_answer(GuideAnswer& answer);
+  void post(Message message);
   void end(SequenceId id, FinishReason reason, std::string_view error = {});
   void announce_ended();  // last in a step, so that who sees a request finished sees the stats that say so
   void end_all(FinishReason reason, std::string_view error);
@@ -103,12 +125,16 @@ class Engine {
   std::unique_ptr<Executor> executor_;
   std::shared_ptr<const TokenTable> token_table_;
   const std::int32_t vocab_size_;
+  const std::shared_ptr<GuideDesk> guide_desk_;
 
   std::unique_ptr<Scheduler> scheduler_;
   std::unordered_map<SequenceId, Live> live_;
   std::vector<RowState> row_states_;  // [max_num_sequences]
   std::vector<SamplingRow> sampling_rows_;
-  std::deque<const StepPlan*> in_flight_;  // launched and not yet committed, the oldest first
+  StepExtrasBuffer extras_;
+  std::deque<InFlight> in_flight_;  // the oldest first
+  std::vector<TokenId> sampled_;    // of a step with exports
+  bool stalled_ = false;            // nothing can be scheduled before a message comes or a step is done
   std::vector<TokenEvent> events_;
   std::vector<Ended> ended_;
   std::int64_t num_steps_ = 0;

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/types.h"
@@ -20,6 +21,13 @@ struct SamplingParams {
   float temperature = 1.0f;
   float top_p = 1.0f;
   std::int32_t top_k = 0;  // 0 or -1: all
+  float min_p = 0.0f;
+  float repetition_penalty = 1.0f;
+  float presence_penalty = 0.0f;
+  float frequency_penalty = 0.0f;
+  std::vector<std::pair<TokenId, float>> logit_bias;  // each id once
+  std::vector<TokenId> allowed_token_ids;             // empty: all
+  std::vector<std::vector<TokenId>> bad_words;        // as the tokens each may be made of
   std::uint64_t seed = 0;
   std::int32_t max_tokens = 16;
   std::int32_t min_tokens = 0;
@@ -28,11 +36,20 @@ struct SamplingParams {
   bool include_stop_str_in_output = false;
 };
 
+// Who chooses a request's tokens with the engine: see guide_desk.h.
+enum class GuideKind : std::uint8_t {
+  kNone,
+  kMask,   // before each token somebody says which ones are allowed
+  kToken,  // somebody gets each token's logits and makes the token of them
+};
+
 struct RequestSpec {
   std::vector<TokenId> prompt;
   SamplingParams sampling;
   std::int32_t priority = 0;  // lower is more urgent
   std::string cache_salt;
+  GuideKind guide = GuideKind::kNone;
+  std::uint64_t guide_key = 0;  // under which the questions come
 };
 
 // What has come since the last take.

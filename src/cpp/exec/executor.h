@@ -8,9 +8,24 @@
 #include <span>
 
 #include "ops/batch_view.h"
+#include "ops/logits_ops.h"
 #include "ops/ops.h"
 
 namespace paged {
+
+// Of the rows that ask for more than a SamplingRow says; meanings as in EditLogitsParams.
+struct StepExtras {
+  std::span<const EditedRow> edited;
+  std::span<const std::uint32_t> masks;
+  std::span<const LogitBan> bans;
+  std::span<const LogitBias> biases;
+  std::span<const TokenCount> counts;
+  std::span<const std::int32_t> exported;  // rows whose logits go to the host; what they sample means nothing
+};
+
+struct ExtraOutputs {
+  std::span<const float> exported;  // [exported rows, vocab_size]
+};
 
 struct StepInput {
   // token_ids[i] = -1 - row stands for the token that the sequence in row `row` of the block tables sampled last, in a
@@ -22,6 +37,7 @@ struct StepInput {
   std::span<const std::int32_t> copy_sources;
   std::span<const std::int32_t> copy_destinations;
   std::span<const SamplingRow> sampling;  // [batch.num_logits_rows]
+  const StepExtras* extras = nullptr;     // null where no row asks for any
 };
 
 class Executor {
@@ -38,6 +54,9 @@ class Executor {
   // Waits for the oldest launched step. Its sampled tokens, one for each of its logits rows, -1 where the logits are
   // not numbers; valid until the next call of wait().
   virtual std::span<const std::int32_t> wait() = 0;
+
+  // What the extras of the step last awaited gave; valid until the next call of wait(). Only after a step with extras.
+  virtual ExtraOutputs extra_outputs() const = 0;
 };
 
 }  // namespace paged

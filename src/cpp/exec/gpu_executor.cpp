@@ -76,7 +76,7 @@ GpuExecutor::GpuExecutor(std::shared_ptr<const Program> program, const GpuExecut
       runner_(*program_, options.kv_pool, context_, buffers()),
       slots_{Slot(staging_limits()), Slot(staging_limits())} {
   for (std::int32_t size : bucket_sizes(std::min(options.max_num_sequences, program_->arena().max_logits_rows)))
-    buckets_.push_back({size, GraphState::kUnmet, {}});
+    buckets_.push_back({size, {}, {}});
   gpu::fill_zero(counters_.data(), counters_.num_bytes(), stream_.handle());
   gpu::fill_zero(block_tables_.data(), block_tables_.num_bytes(), stream_.handle());
   gpu::fill_zero(last_tokens_.data(), last_tokens_.num_bytes(), stream_.handle());
@@ -144,7 +144,7 @@ std::int64_t GpuExecutor::workspace_bytes() const {
        {&scratch_, &counters_, &arena_, &attention_plans_, &attention_workspace_, &sample_workspace_, &inputs_,
         &token_ids_, &block_tables_, &last_tokens_, &sampled_})
     total += buffer->num_bytes();
-  return total;
+  return total + extras_.num_bytes();
 }
 
 // Null where the step is no plain decode step.
@@ -161,18 +161,19 @@ GpuExecutor::Bucket* GpuExecutor::bucket_for(const StepInput& step) {
 void GpuExecutor::launch(const StepInput& step) {
   PAGED_INVARIANT(num_launched_ - num_awaited_ < kSlots, "a third step was launched before the first was awaited");
   const gpu::UseDevice scope(options_.device);
-  Slot& slot = slots_[static_cast<std::size_t>(num_launched_ % kSlots)];
+  Slot& slot = slots_[static_cast<std::size_t>(slot_of(num_launched_))];
   Bucket* bucket = bucket_for(step);
   const BatchView batch = stage(step, bucket == nullptr ? 0 : bucket->size);
-  if (bucket == nullptr || bucket->state == GraphState::kUnmet) {
-    enqueue(batch);
-    if (bucket != nullptr) bucket->state = GraphState::kMet;
+  if (step.extras == nullptr) {
+    record_or_run(bucket == nullptr ? nullptr : &bucket->step, [&] {
+      enqueue_ops(batch);
+      enqueue_sampling(batch);
+    });
   } else {
-    if (bucket->state == GraphState::kMet) {
-      bucket->graph = gpu::Graph::capture(stream_.handle(), [&] { enqueue(batch); });
-      bucket->state = GraphState::kRecorded;
-    }
-    bucket->graph.launch(stream_.handle());
+    record_or_run(bucket == nullptr ? nullptr : &bucket->logits, [&] { enqueue_ops(batch); });
+    extras_.enqueue_before(context_, {slot_of(num_launched_), step.extras, runner_.logits(batch.num_logits_rows),
+                                      as<std::int32_t>(last_tokens_)});
+    enqueue_sampling(batch);
   }
   slot.num_sampled = step.batch.num_logits_rows;
   gpu::copy_to_host(slot.sampled.data(), sampled_.data(), ints(slot.num_sampled), stream_.handle());
@@ -180,9 +181,23 @@ void GpuExecutor::launch(const StepInput& step) {
   ++num_launched_;
 }
 
+template <class Body>
+void GpuExecutor::record_or_run(Recording* recording, Body&& body) {
+  if (recording == nullptr || recording->state == GraphState::kUnmet) {
+    body();
+    if (recording != nullptr) recording->state = GraphState::kMet;
+    return;
+  }
+  if (recording->state == GraphState::kMet) {
+    recording->graph = gpu::Graph::capture(stream_.handle(), body);
+    recording->state = GraphState::kRecorded;
+  }
+  recording->graph.launch(stream_.handle());
+}
+
 // Brings the inputs to the device and copies blocks; what follows depends on nothing that a graph cannot hold.
 BatchView GpuExecutor::stage(const StepInput& step, std::int32_t padded) {
-  GpuStaging& staging = slots_[static_cast<std::size_t>(num_launched_ % kSlots)].staging;
+  GpuStaging& staging = slots_[static_cast<std::size_t>(slot_of(num_launched_))].staging;
   BatchView batch = staging.write(step, padded, inputs_.data());
   batch.token_ids = as<std::int32_t>(token_ids_);
   batch.block_tables = as<std::int32_t>(block_tables_);
@@ -192,11 +207,6 @@ BatchView GpuExecutor::stage(const StepInput& step, std::int32_t padded) {
   const auto* copies = reinterpret_cast<const std::int32_t*>(staged(staging.copies_offset()));
   runner_.copy_blocks(copies, copies + num_copies, num_copies);
   return batch;
-}
-
-void GpuExecutor::enqueue(const BatchView& batch) {
-  enqueue_ops(batch);
-  if (batch.num_logits_rows > 0) enqueue_sampling(batch);
 }
 
 void GpuExecutor::enqueue_ops(const BatchView& batch) {
@@ -213,6 +223,7 @@ void GpuExecutor::enqueue_ops(const BatchView& batch) {
 }
 
 void GpuExecutor::enqueue_sampling(const BatchView& batch) {
+  if (batch.num_logits_rows == 0) return;
   const StagingLayout layout(batch.num_tokens, batch.num_sequences, batch.num_logits_rows);
   ops::sample(context_, {runner_.logits(batch.num_logits_rows),
                          reinterpret_cast<const SamplingRow*>(staged(layout.sampling)), sample_workspace_.data(),
@@ -237,7 +248,7 @@ void GpuExecutor::profile_ops(const BatchView& batch) {
 
 std::span<const std::int32_t> GpuExecutor::wait() {
   PAGED_INVARIANT(num_awaited_ < num_launched_, "wait() without a launched step");
-  Slot& slot = slots_[static_cast<std::size_t>(num_awaited_++ % kSlots)];
+  Slot& slot = slots_[static_cast<std::size_t>(slot_of(num_awaited_++))];
   slot.done.synchronize();
   return {reinterpret_cast<const std::int32_t*>(slot.sampled.data()), static_cast<std::size_t>(slot.num_sampled)};
 }

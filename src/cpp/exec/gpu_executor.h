@@ -4,7 +4,8 @@
 //
 // A step in which every sequence decodes is one graph launch: one graph for each batch bucket, recorded when the bucket
 // is first met for the second time (the first one runs plainly, so that whatever a library or the driver sets up on
-// first use happens outside of a recording). All other steps launch their kernels one by one.
+// first use happens outside of a recording). Where rows have extras the graph ends with the logits, and what follows is
+// launched as it is asked for. All other steps launch their kernels one by one.
 #pragma once
 
 #include <array>
@@ -15,6 +16,7 @@
 
 #include "cpu/thread_pool.h"
 #include "exec/executor.h"
+#include "exec/gpu_extras.h"
 #include "exec/gpu_staging.h"
 #include "exec/op_runner.h"
 #include "gpu/blas.h"
@@ -40,6 +42,7 @@ class GpuExecutor final : public Executor {
   std::int32_t max_steps_in_flight() const override { return kSlots; }
   void launch(const StepInput& step) override;
   std::span<const std::int32_t> wait() override;
+  ExtraOutputs extra_outputs() const override { return extras_.outputs(slot_of(num_awaited_ - 1)); }
 
   // One step over a batch in host memory, for tests: its logits, [num_logits_rows, vocab_size].
   std::vector<float> run(const BatchView& batch);
@@ -67,10 +70,14 @@ class GpuExecutor final : public Executor {
     gpu::Event done{};
   };
   enum class GraphState : std::uint8_t { kUnmet, kMet, kRecorded };
-  struct Bucket {
-    std::int32_t size = 0;
+  struct Recording {
     GraphState state = GraphState::kUnmet;
     gpu::Graph graph;
+  };
+  struct Bucket {
+    std::int32_t size = 0;
+    Recording step;    // all of it
+    Recording logits;  // up to the logits
   };
 
   GpuContext make_context();
@@ -79,7 +86,9 @@ class GpuExecutor final : public Executor {
   void upload_vectors();
   Bucket* bucket_for(const StepInput& step);
   BatchView stage(const StepInput& step, std::int32_t padded);
-  void enqueue(const BatchView& batch);
+  static int slot_of(std::int64_t launch) { return static_cast<int>(launch % kSlots); }
+  template <class Body>
+  void record_or_run(Recording* recording, Body&& body);
   void enqueue_ops(const BatchView& batch);
   void enqueue_sampling(const BatchView& batch);
   void profile_ops(const BatchView& batch);
@@ -99,6 +108,7 @@ class GpuExecutor final : public Executor {
   gpu::DeviceBuffer inputs_, token_ids_, block_tables_, last_tokens_, sampled_;
   OpRunner runner_;
   std::array<Slot, kSlots> slots_;
+  GpuExtras extras_;
   std::int64_t num_launched_ = 0, num_awaited_ = 0;
   std::vector<Bucket> buckets_;  // ascending
   std::vector<double> op_seconds_;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "exec/host_sampler.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace paged {
@@ -10,13 +11,21 @@ HostSampler::HostSampler(std::shared_ptr<ThreadPool> threads, std::int32_t vocab
       vocab_size_(vocab_size),
       workspace_(ops::sample_workspace_bytes(threads_->num_threads(), vocab_size)) {}
 
-void HostSampler::sample(const float* logits, std::span<const SamplingRow> rows) {
+void HostSampler::sample(float* logits, std::span<const SamplingRow> rows, const StepExtras* extras) {
   token_ids_.resize(rows.size());
   if (rows.empty()) return;
-  const MatrixView view{const_cast<float*>(logits), static_cast<std::int64_t>(rows.size()), vocab_size_, vocab_size_,
-                        DType::kFloat32};
-  ops::sample({Device::kCpu, threads_.get(), nullptr},
-              {view, rows.data(), workspace_.data(), token_ids_.data(), nullptr, nullptr});
+  const MatrixView view{logits, static_cast<std::int64_t>(rows.size()), vocab_size_, vocab_size_, DType::kFloat32};
+  const ExecutionContext context{Device::kCpu, threads_.get(), nullptr};
+  if (extras != nullptr) {
+    const auto vocab = static_cast<std::size_t>(vocab_size_);
+    exported_.resize(extras->exported.size() * vocab);
+    for (std::size_t i = 0; i < extras->exported.size(); ++i)
+      std::copy_n(logits + static_cast<std::size_t>(extras->exported[i]) * vocab, vocab, exported_.data() + i * vocab);
+    ops::edit_logits(
+        context, {view, extras->edited.data(), static_cast<std::int32_t>(extras->edited.size()), extras->masks.data(),
+                  extras->bans.data(), extras->biases.data(), extras->counts.data(), nullptr});
+  }
+  ops::sample(context, {view, rows.data(), workspace_.data(), token_ids_.data(), nullptr, nullptr});
 }
 
 }  // namespace paged

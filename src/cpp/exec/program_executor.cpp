@@ -28,10 +28,10 @@ void ProgramExecutor::launch(const StepInput& step) {
                   " sources, ", step.copy_destinations.size(), " destinations");
   runner_.copy_blocks(step.copy_sources.data(), step.copy_destinations.data(),
                       static_cast<std::int32_t>(step.copy_sources.size()));
-  sampler_.sample(run(step.batch), step.sampling);
+  sampler_.sample(run(step.batch), step.sampling, step.extras);
 }
 
-const float* ProgramExecutor::run(const BatchView& batch) {
+float* ProgramExecutor::run(const BatchView& batch) {
   runner_.check_size(batch);
   using Clock = std::chrono::steady_clock;
   const std::vector<Op>& ops = program_->ops();
@@ -45,7 +45,7 @@ const float* ProgramExecutor::run(const BatchView& batch) {
     runner_.run(ops[i], batch);
     op_seconds_[i] += std::chrono::duration<double>(Clock::now() - start).count();
   }
-  return batch.num_logits_rows == 0 ? nullptr : static_cast<const float*>(runner_.logits(batch.num_logits_rows).data);
+  return batch.num_logits_rows == 0 ? nullptr : static_cast<float*>(runner_.logits(batch.num_logits_rows).data);
 }
 
 void ProgramExecutor::set_profiling(bool enabled) { op_seconds_.assign(enabled ? program_->ops().size() : 0, 0.0); }

@@ -23,9 +23,10 @@ class ProgramExecutor final : public Executor {
   std::int32_t vocab_size() const override { return program_->vocab_size(); }
   void launch(const StepInput& step) override;  // runs it to its end
   std::span<const std::int32_t> wait() override { return sampler_.token_ids(); }
+  ExtraOutputs extra_outputs() const override { return sampler_.extra_outputs(); }
 
   // The step's logits, [num_logits_rows, vocab_size], or null when there are none; valid until the next run.
-  const float* run(const BatchView& batch);
+  float* run(const BatchView& batch);
 
   // Seconds each op took since profiling was switched on, summed over the runs; empty while it is off.
   void set_profiling(bool enabled);

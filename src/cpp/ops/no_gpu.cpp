@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "base/check.h"
 #include "ops/gpu_ops.h"
+#include "ops/logits_ops.h"
 
 namespace paged::gpu {
 namespace {
@@ -26,6 +27,7 @@ void gated_activation(const ExecutionContext&, const GatedActivationParams&) { n
 void gather_rows(const ExecutionContext&, const GatherRowsParams&) { no_gpu("gather_rows"); }
 void softcap(const ExecutionContext&, const SoftcapParams&) { no_gpu("softcap"); }
 void sample(const ExecutionContext&, const SampleParams&) { no_gpu("sample"); }
+void edit_logits(const ExecutionContext&, const EditLogitsParams&) { no_gpu("edit_logits"); }
 void copy_blocks(const ExecutionContext&, const CopyBlocksParams&) { no_gpu("copy_blocks"); }
 void begin_step(const ExecutionContext&, const BeginStepParams&) { no_gpu("begin_step"); }
 

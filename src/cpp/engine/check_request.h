@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a caller may ask of an engine.
+#pragma once
+
+#include <cstdint>
+
+#include "engine/request.h"
+
+namespace paged {
+
+// Throws std::invalid_argument for what can never run, with what arrived and what is allowed. Any thread.
+void check_request(const RequestSpec& spec, std::int32_t vocab_size, bool has_tokenizer);
+
+}  // namespace paged

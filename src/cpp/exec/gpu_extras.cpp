@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "exec/gpu_extras.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace paged {
+namespace {
+
+constexpr std::int64_t kAlignment = 16;
+
+template <class T>
+std::int64_t after(std::int64_t offset, std::span<const T> values) {
+  return (offset + static_cast<std::int64_t>(values.size_bytes()) + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+// Half as much again, so that growing tokens do not grow it often.
+template <class Buffer>
+void reserve(Buffer& buffer, std::int64_t num_bytes) {
+  if (buffer.num_bytes() >= num_bytes) return;
+  buffer = Buffer();  // first gives back
+  buffer = Buffer(num_bytes + num_bytes / 2);
+}
+
+}  // namespace
+
+GpuExtras::Layout::Layout(const StepExtras& extras) {
+  edited = 0;
+  masks = after(edited, extras.edited);
+  bans = after(masks, extras.masks);
+  biases = after(bans, extras.bans);
+  counts = after(biases, extras.biases);
+  num_bytes = after(counts, extras.counts);
+}
+
+void GpuExtras::stage(const ExecutionContext& context, const Step& step, const Layout& layout) {
+  gpu::PinnedBuffer& staging = slots_[static_cast<std::size_t>(step.slot)].staging;
+  reserve(staging, layout.num_bytes);
+  if (inputs_.num_bytes() < layout.num_bytes) {
+    gpu::synchronize(context.gpu->stream);  // a step in flight reads the old one
+    reserve(inputs_, layout.num_bytes);
+  }
+  const auto put = [&](std::int64_t offset, const auto& values) {
+    if (!values.empty()) std::memcpy(staging.data() + offset, values.data(), values.size_bytes());
+  };
+  put(layout.edited, step.extras->edited);
+  put(layout.masks, step.extras->masks);
+  put(layout.bans, step.extras->bans);
+  put(layout.biases, step.extras->biases);
+  put(layout.counts, step.extras->counts);
+  gpu::copy_to_device(inputs_.data(), staging.data(), layout.num_bytes, context.gpu->stream);
+}
+
+void GpuExtras::export_rows(const ExecutionContext& context, const Step& step) {
+  Slot& slot = slots_[static_cast<std::size_t>(step.slot)];
+  const std::int64_t vocab = step.logits.cols, row_bytes = vocab * std::int64_t{sizeof(float)};
+  const auto& rows = step.extras->exported;
+  slot.num_exported = std::ssize(rows) * vocab;
+  reserve(slot.exported, std::ssize(rows) * row_bytes);
+  const auto* logits = static_cast<const float*>(step.logits.data);
+  for (std::int64_t i = 0; i < std::ssize(rows); ++i)
+    gpu::copy_to_host(slot.exported.data() + i * row_bytes,
+                      logits + rows[static_cast<std::size_t>(i)] * step.logits.row_stride, row_bytes,
+                      context.gpu->stream);
+}
+
+void GpuExtras::enqueue_before(const ExecutionContext& context, const Step& step) {
+  export_rows(context, step);
+  const StepExtras& extras = *step.extras;
+  if (extras.edited.empty()) return;
+  const Layout layout(extras);
+  stage(context, step, layout);
+  const std::byte* at = inputs_.data();
+  ops::edit_logits(
+      context,
+      {step.logits, reinterpret_cast<const EditedRow*>(at + layout.edited),
+       static_cast<std::int32_t>(extras.edited.size()), reinterpret_cast<const std::uint32_t*>(at + layout.masks),
+       reinterpret_cast<const LogitBan*>(at + layout.bans), reinterpret_cast<const LogitBias*>(at + layout.biases),
+       reinterpret_cast<const TokenCount*>(at + layout.counts), step.last_tokens});
+}
+
+ExtraOutputs GpuExtras::outputs(int slot) const {
+  const Slot& of = slots_[static_cast<std::size_t>(slot)];
+  return {{reinterpret_cast<const float*>(of.exported.data()), static_cast<std::size_t>(of.num_exported)}};
+}
+
+}  // namespace paged

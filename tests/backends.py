@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The devices this build can run a tiny model on, for tests that must hold on all of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import paged
+from paged import _C
+
+GPU = "hip" if _C.gpu_runtime() == "hip" else "cuda"
+DEVICES = ["cpu", "torch", *([GPU] if _C.gpu_devices()[0] > 0 else [])]
+
+
+def open_llm(folder: Path, device: str, **options: Any) -> paged.LLM:
+    """In float32, with a small pool."""
+    return paged.LLM(folder, device=device, **{"dtype": "float32", "kv_cache_bytes": 16 << 20, **options})
