@@ -152,8 +152,8 @@ def _folder_template(folder: Path, config: dict[str, Any]) -> str | None:
             raise CheckpointError(f"{path}: not UTF-8: {error}") from error
     found = (read_json(folder, "chat_template.json") or config).get("chat_template")
     if isinstance(found, list):  # several, each with a name
-        named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
-        found = named.get("default")
+        named = [entry for entry in found if isinstance(entry, dict) and entry.get("name") == "default"]
+        found = named[-1].get("template") if named else None
     if found is not None and not isinstance(found, str):
         raise CheckpointError(f"{folder}: chat_template: expected a string, found {json.dumps(found)[:200]}")
     return found

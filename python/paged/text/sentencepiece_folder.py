@@ -60,8 +60,16 @@ def _added_tokens(folder: Path, config: dict[str, Any]) -> dict[str, tuple[int, 
     added = {}
     for key, entry in entries.items():
         content = entry.get("content") if isinstance(entry, dict) else None
-        if not key.isdecimal() or int(key) >= _MAX_TOKENS or not isinstance(content, str) or not content:
-            raise CheckpointError(f"{path}: added_tokens_decoder: expected id -> {{content}}, found {key!r}: {entry!r}")
+        if (
+            not key.isdecimal()
+            or len(key) > 9
+            or int(key) >= _MAX_TOKENS
+            or not isinstance(content, str)
+            or not content
+        ):
+            raise CheckpointError(
+                f"{path}: added_tokens_decoder: expected id -> {{content}}, found {key!r:.99}: {entry!r:.99}"
+            )
         if set_flags := [flag for flag in _UNSUPPORTED_FLAGS if entry.get(flag)]:
             raise CheckpointError(
                 f"{path}: added token {content!r}: {set_flags[0]} is supported with a tokenizer.json only; save one "
