@@ -7,20 +7,23 @@
 """
 
 from paged._C import EngineClosedError, InternalError
+from paged.async_llm import AsyncLLM
+from paged.handle import Handle
 from paged.llm import LLM
-from paged.outputs import Chunk, Completion, Timings
+from paged.outputs import Chunk, Completion, RequestError, Timings
 from paged.sampling import SamplingParams
-from paged.stream import Stream
 
 __version__ = "0.1.0"
 __all__ = [
     "LLM",
+    "AsyncLLM",
     "Chunk",
     "Completion",
     "EngineClosedError",
+    "Handle",
     "InternalError",
+    "RequestError",
     "SamplingParams",
-    "Stream",
     "Timings",
     "__version__",
 ]

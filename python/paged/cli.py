@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from paged.handle import Handle
     from paged.llm import LLM
     from paged.sampling import SamplingParams
-    from paged.stream import Stream
 
 DEFAULT_MODEL = "smollm2-135m"
 
@@ -76,7 +76,7 @@ def _lines() -> Iterator[str]:
             yield line
 
 
-def _print_stream(stream: Stream) -> str:
+def _print_stream(stream: Handle) -> str:
     """Prints chunks as they come; Ctrl-C ends the answer. Returns what was printed."""
     parts: list[str] = []
     try:

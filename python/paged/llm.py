@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from paged import _C
 from paged.config import EngineOptions, LoadFormat
 from paged.guide import GuideWorkers
+from paged.handle import Handle, OnChunk
 from paged.native_params import native_params
-from paged.outputs import Completion, Timings
+from paged.notifier import Notifiers
+from paged.outputs import Completion
 from paged.sampling import SamplingParams
-from paged.stream import Stream
 
 if TYPE_CHECKING:
     from paged.program.ir import DType
@@ -91,6 +92,7 @@ class LLM:
         parts = assemble(model, options)
         self._engine = parts.engine
         self._guides = GuideWorkers(parts.engine.guide_desk)
+        self._notifiers = Notifiers()
         self._description = parts.description
         self._chat_template = parts.chat_template
         self._seed = seed
@@ -132,21 +134,47 @@ class LLM:
             ValueError: a prompt or parameter that can never run; nothing is generated then. A request that fails later
                 fails alone: its `Completion` has finish_reason "error" and says why.
         """
-        if _is_single(prompts):
-            if not isinstance(sampling_params, SamplingParams | None) or not isinstance(priority, int):
-                raise TypeError("one prompt takes one SamplingParams and one priority")
-            prompt: Any = prompts
-            return self._run([prompt], [sampling_params], [priority], use_tqdm=False)[0]
-        several: list[Any] = list(prompts)
-        count = len(several)
-        params = _one_for_each("sampling_params", sampling_params, count)
-        return self._run(several, params, _one_for_each("priority", priority, count), use_tqdm=use_tqdm)
+        handles, is_single = self._submit_all(prompts, sampling_params, priority)
+        try:
+            _wait_all(handles, use_tqdm)
+        finally:
+            for handle in handles:
+                handle.cancel()
+        completions = [handle._completion() for handle in handles]
+        return completions[0] if is_single else completions
 
-    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, priority: int = 0) -> Stream:
-        """Yields chunks of text and token ids as they come: whole characters, several tokens at once when the reader
-        is slower than the engine. Dropping or closing the stream cancels the request."""
-        request, _ = self._submit(prompt, sampling_params, priority)
-        return Stream(self._running_engine(), request)
+    def submit(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        on_chunk: OnChunk | None = None,
+    ) -> Handle:
+        """Submits one prompt and returns at once: the handle is waited for, iterated, awaited, cancelled, stopped.
+
+        Args:
+            priority: lower is more urgent.
+            on_chunk: is called with each `Chunk` as it comes, on the thread of `Handle.add_done_callback`. If it
+                raises, the request is cancelled.
+
+        Raises:
+            ValueError, TypeError: a prompt or parameter that can never run.
+            EngineClosedError, InternalError: the engine is closed, or has failed with the cause that it names.
+        """
+        if isinstance(prompt, str):
+            token_ids = self.tokenizer.encode(prompt, add_special_tokens=True)
+        else:
+            token_ids = _check_token_ids(prompt)
+        params = SamplingParams() if sampling_params is None else sampling_params
+        engine = self._running_engine()
+        submit = functools.partial(engine.submit, token_ids, self._native_params(params), priority)
+        request = self._guides.submit(params, submit)
+        return Handle(engine, request, len(token_ids), self._notifiers, on_chunk)
+
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, priority: int = 0) -> Handle:
+        """As `submit`: `for chunk in llm.stream(prompt)`. Dropping or closing the handle cancels the request."""
+        return self.submit(prompt, sampling_params, priority=priority)
 
     @overload
     def chat(
@@ -155,10 +183,10 @@ class LLM:
     @overload
     def chat(
         self, messages: Messages, sampling_params: SamplingParams | None = None, *, stream: Literal[True]
-    ) -> Stream: ...
+    ) -> Handle: ...
     def chat(
         self, messages: Messages, sampling_params: SamplingParams | None = None, *, stream: bool = False
-    ) -> Completion | Stream:
+    ) -> Completion | Handle:
         """Answers a conversation, `[{"role": "user", "content": "..."}, ...]`, through the model's own template.
 
         Raises:
@@ -190,9 +218,13 @@ class LLM:
     # -- lifetime ------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Ends what runs as "cancelled", joins the thread and gives all memory back. May be called again."""
+        """Ends what runs as "cancelled", joins the threads and gives all memory back. May be called again.
+
+        Callbacks that are due are called first, so do not call it while holding what one of them waits for.
+        """
         if self._engine is not None:
             self._engine.close()
+            self._notifiers.close()
 
     @property
     def closed(self) -> bool:
@@ -221,15 +253,6 @@ class LLM:
             raise _C.EngineClosedError("the engine was never made")
         return self._engine
 
-    def _submit(self, prompt: Prompt, params: SamplingParams | None, priority: int) -> tuple[_C.Request, int]:
-        if isinstance(prompt, str):
-            token_ids = self.tokenizer.encode(prompt, add_special_tokens=True)
-        else:
-            token_ids = _check_token_ids(prompt)
-        params = params or SamplingParams()
-        submit = functools.partial(self._running_engine().submit, token_ids, self._native_params(params), priority)
-        return self._guides.submit(params, submit), len(token_ids)
-
     def _native_params(self, params: SamplingParams) -> _C.SamplingParams:
         if not isinstance(params, SamplingParams):
             raise TypeError(f"expected SamplingParams, got {params!r}")
@@ -242,49 +265,41 @@ class LLM:
             return seed % 2**64
         return (self._seed * 0x9E3779B97F4A7C15 + next(self._submission) * 0xD1B54A32D192ED03) % 2**64
 
-    def _run(
-        self, prompts: Sequence[Prompt], params: Sequence[SamplingParams | None], priorities: Sequence[int],
-        *, use_tqdm: bool,
-    ) -> list[Completion]:  # fmt: skip
-        requests: list[tuple[_C.Request, int]] = []
-        try:
-            for index, (prompt, sampling, priority) in enumerate(zip(prompts, params, priorities, strict=True)):
-                try:
-                    requests.append(self._submit(prompt, sampling, priority))
-                except (TypeError, ValueError) as error:
-                    if len(prompts) == 1:
-                        raise
-                    raise type(error)(f"prompt {index} of {len(prompts)}: {error}") from error
-            self._wait_all([request for request, _ in requests], use_tqdm)
-        except BaseException:
-            for request, _ in requests:
-                self._running_engine().cancel(request.id)
-            raise
-        return [_completion(request, num_prompt_tokens) for request, num_prompt_tokens in requests]
-
-    def _wait_all(self, requests: Sequence[_C.Request], use_tqdm: bool) -> None:
-        if not use_tqdm or len(requests) < 2:
-            for request in requests:
-                request.wait_finished()
-            return
-        from paged.progress import ProgressBar
-
-        with ProgressBar(total=len(requests), desc="generating", unit="prompt") as bar:
-            waiting = list(requests)
-            while waiting:
-                waiting[0].wait_finished(0.1)
-                still = [request for request in waiting if not request.finished]
-                bar.update(len(waiting) - len(still))
-                waiting = still
+    def _submit_all(self, prompts: Any, sampling_params: Any, priority: Any) -> tuple[list[Handle], bool]:
+        """The arguments of `generate`; whether it is one prompt. If one is refused, those before it are cancelled."""
+        if _is_single(prompts):
+            if not isinstance(sampling_params, SamplingParams | None) or not isinstance(priority, int):
+                raise TypeError("one prompt takes one SamplingParams and one priority")
+            return [self.submit(prompts, sampling_params, priority=priority)], True
+        several = list(prompts)
+        count = len(several)
+        params = _one_for_each("sampling_params", sampling_params, count)
+        priorities = _one_for_each("priority", priority, count)
+        handles: list[Handle] = []
+        for index in range(count):
+            try:
+                handles.append(self.submit(several[index], params[index], priority=priorities[index]))
+            except (TypeError, ValueError) as error:
+                for handle in handles:
+                    handle.cancel()
+                raise type(error)(f"prompt {index} of {count}: {error}") from error
+        return handles, False
 
 
-def _completion(request: _C.Request, num_prompt_tokens: int) -> Completion:
-    text, token_ids, reason = request.take()
-    assert reason is not None  # it has finished
-    first, total = request.timings
-    timings = Timings(first if first >= 0 else None, total if total >= 0 else None)
-    error = request.error or None
-    return Completion(text, token_ids, reason, num_prompt_tokens, request.num_cached_tokens, timings, error)
+def _wait_all(handles: Sequence[Handle], use_tqdm: bool) -> None:
+    if not use_tqdm or len(handles) < 2:
+        for handle in handles:
+            handle._wait_finished()
+        return
+    from paged.progress import ProgressBar
+
+    with ProgressBar(total=len(handles), desc="generating", unit="prompt") as bar:
+        waiting = list(handles)
+        while waiting:
+            waiting[0]._wait_finished(0.1)
+            still = [handle for handle in waiting if not handle.done()]
+            bar.update(len(waiting) - len(still))
+            waiting = still
 
 
 def _is_single(prompts: object) -> bool:

@@ -49,3 +49,14 @@ class Completion:
 
     def __str__(self) -> str:
         return self.text
+
+
+class RequestError(RuntimeError):
+    """The one request failed, and no other; `completion` has what had come until then."""
+
+    def __init__(self, message: str, completion: Completion) -> None:
+        super().__init__(message)
+        self.completion = completion
+
+    def __reduce__(self) -> tuple[type[RequestError], tuple[str, Completion]]:
+        return type(self), (str(self), self.completion)

@@ -9,6 +9,7 @@
 #include <string>
 #include <utility>
 
+#include "bindings/gil_release.h"
 #include "bindings/module.h"
 #include "bindings/python_executor.h"
 #include "engine/engine.h"
@@ -35,7 +36,7 @@ bool wait_interruptibly(Request& request, std::optional<double> timeout, bool un
       slice = std::min(kSlice, std::chrono::ceil<Milliseconds>(std::max(left, Seconds(0))));
     }
     {
-      const py::gil_scoped_release release;
+      const GilRelease release;
       if (until_finished ? request.wait_finished_for(slice) : request.wait_for(slice)) return true;
     }
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
@@ -54,8 +55,7 @@ const char* name_of(FinishReason reason) {
   return "";
 }
 
-py::tuple take(Request& request) {
-  Delta delta = request.take();
+py::tuple as_tuple(const Delta& delta) {
   py::object reason = py::none();
   if (delta.finish_reason != FinishReason::kNone) reason = py::str(name_of(delta.finish_reason));
   return py::make_tuple(py::str(delta.text), py::cast(delta.token_ids), reason);
@@ -80,6 +80,11 @@ void bind_request(py::module_& module) {
       .def_readwrite("stop_token_ids", &SamplingParams::stop_token_ids)
       .def_readwrite("stop", &SamplingParams::stop)
       .def_readwrite("include_stop_str_in_output", &SamplingParams::include_stop_str_in_output);
+  py::class_<NewsQueue, std::shared_ptr<NewsQueue>>(module, "NewsQueue", "The requests that have news for somebody.")
+      .def(py::init<>())
+      .def("wait", &NewsQueue::wait, py::call_guard<GilRelease>(),
+           "Blocks until there is news: the ids. An empty list: the queue is closed.")
+      .def("close", &NewsQueue::close);
   py::class_<Request, std::shared_ptr<Request>>(module, "Request", "One submitted request and its outbox.")
       .def_property_readonly("id", &Request::id)
       .def_property_readonly("finished", &Request::finished)
@@ -97,7 +102,15 @@ void bind_request(py::module_& module) {
           "wait_finished",
           [](Request& self, std::optional<double> timeout) { return wait_interruptibly(self, timeout, true); },
           py::arg("timeout") = py::none())
-      .def("take", &take, "(text, token_ids, finish_reason or None): what has come since the last call.");
+      .def("ready", &Request::ready, py::kw_only(), py::arg("until_finished"))
+      .def("notify", &Request::notify, py::arg("queue"), py::kw_only(), py::arg("until_finished"),
+           "Pushes the id to the queue, once, as soon as it is ready.")
+      .def(
+          "take", [](Request& self) { return as_tuple(self.take()); },
+          "(text, token_ids, finish_reason or None): what has come since the last call.")
+      .def(
+          "answer", [](const Request& self) { return as_tuple(self.answer()); },
+          "(text, token_ids, finish_reason or None): all that has come.");
 }
 
 GuideKind guide_kind_of(const std::string& name) {
@@ -111,7 +124,7 @@ std::shared_ptr<Request> submit(Engine& engine, std::vector<TokenId> prompt, Sam
                                 std::int32_t priority, std::string cache_salt, const std::string& guide,
                                 std::uint64_t guide_key) {
   const GuideKind kind = guide_kind_of(guide);
-  const py::gil_scoped_release release;
+  const GilRelease release;
   return engine.submit({std::move(prompt), std::move(sampling), priority, std::move(cache_salt), kind, guide_key});
 }
 
@@ -124,7 +137,7 @@ std::unique_ptr<Executor> take_executor(const py::object& executor, std::shared_
 }
 
 void close_without_gil(Engine* engine) {
-  const py::gil_scoped_release release;
+  const GilRelease release;
   delete engine;
 }
 
@@ -169,8 +182,9 @@ void bind_engine(py::module_& module) {
            py::kw_only(), py::arg("config"), py::arg("executor"), py::arg("threads"), py::arg("token_table"))
       .def("submit", &submit, py::arg("prompt"), py::arg("sampling"), py::arg("priority") = 0,
            py::arg("cache_salt") = "", py::kw_only(), py::arg("guide") = "none", py::arg("guide_key") = 0)
-      .def("cancel", &Engine::cancel, py::arg("id"), py::call_guard<py::gil_scoped_release>())
-      .def("close", &Engine::close, py::call_guard<py::gil_scoped_release>())
+      .def("cancel", &Engine::cancel, py::arg("id"), py::call_guard<GilRelease>(), "Ends it as cancelled.")
+      .def("stop", &Engine::stop, py::arg("id"), py::call_guard<GilRelease>(), "Ends it as stopped.")
+      .def("close", &Engine::close, py::call_guard<GilRelease>())
       .def_property_readonly("closed", &Engine::closed)
       .def_property_readonly("stats", &Engine::stats)
       .def_property_readonly("guide_desk", &Engine::guide_desk);

@@ -83,9 +83,9 @@ std::shared_ptr<Request> Engine::submit(RequestSpec spec) {
   return request;
 }
 
-void Engine::cancel(SequenceId id) {
+void Engine::end_early(SequenceId id, FinishReason reason) {
   if (getpid() != pid_) return;
-  post({nullptr, id});
+  post({nullptr, id, nullptr, reason});
 }
 
 void Engine::post(Message message) {
@@ -170,7 +170,7 @@ bool Engine::receive() {
     else if (message.answer != nullptr)
       take_answer(*message.answer);
     else
-      end(message.cancelled, FinishReason::kCancelled);
+      end(message.ended, message.reason);
   }
   return true;
 }

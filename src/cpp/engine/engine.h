@@ -28,11 +28,6 @@
 
 namespace paged {
 
-// The engine was closed, or is used in a process forked from the one that made it.
-class EngineClosedError : public std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
-
 struct EngineStats {
   std::int64_t num_steps = 0;
   std::int64_t num_preemptions = 0;
@@ -54,17 +49,21 @@ class Engine {
   // Throws std::invalid_argument for what can never run, EngineClosedError, or InternalError with the first cause if
   // the engine has failed.
   std::shared_ptr<Request> submit(RequestSpec spec);
-  void cancel(SequenceId id);  // takes effect before the next step is launched; unknown or finished: nothing happens
-  void close();                // idempotent; running requests end as cancelled; all memory is given back
+  // Both take effect before the next step is launched, on whatever has come so far; unknown or finished: nothing
+  // happens. cancel() ends it as cancelled, stop() as stopped.
+  void cancel(SequenceId id) { end_early(id, FinishReason::kCancelled); }
+  void stop(SequenceId id) { end_early(id, FinishReason::kStop); }
+  void close();  // idempotent; running requests end as cancelled; all memory is given back
   bool closed() const;
   EngineStats stats() const;
   const std::shared_ptr<GuideDesk>& guide_desk() const { return guide_desk_; }
 
  private:
   struct Message {
-    std::shared_ptr<Request> submitted;  // null: cancel `cancelled`, or
-    SequenceId cancelled = 0;
+    std::shared_ptr<Request> submitted;  // null: end `ended`, or
+    SequenceId ended = 0;
     std::unique_ptr<GuideAnswer> answer = nullptr;
+    FinishReason reason = FinishReason::kNone;
   };
   struct Live {
     std::shared_ptr<Request> request;
@@ -98,6 +97,7 @@ class Engine {
   };
 
   void check_usable() const;
+  void end_early(SequenceId id, FinishReason reason);
 
   // All below run on the engine thread.
   void loop() noexcept;

@@ -5,42 +5,89 @@
 
 namespace paged {
 
+void Request::check_process() const {
+  if (getpid() != pid_)
+    throw EngineClosedError(
+        "this request was made in another process: threads do not survive fork(), nothing more comes");
+}
+
+bool Request::is_ready(bool until_finished) const {
+  return finished() || (!until_finished && num_taken_tokens_ < token_ids_.size());
+}
+
+bool Request::ready(bool until_finished) const {
+  check_process();
+  const std::lock_guard lock(mutex_);
+  return is_ready(until_finished);
+}
+
 bool Request::wait_for(std::chrono::milliseconds timeout) {
+  check_process();
   std::unique_lock lock(mutex_);
-  const auto ready = [&] { return finish_reason_ != FinishReason::kNone || !pending_.token_ids.empty(); };
   ++num_waiters_;
-  const bool result = changed_.wait_for(lock, timeout, ready);
+  const bool result = changed_.wait_for(lock, timeout, [&] { return is_ready(false); });
   --num_waiters_;
   return result;
 }
 
 bool Request::wait_finished_for(std::chrono::milliseconds timeout) {
+  check_process();
   std::unique_lock lock(mutex_);
-  return changed_.wait_for(lock, timeout, [&] { return finish_reason_ != FinishReason::kNone; });
+  return changed_.wait_for(lock, timeout, [&] { return is_ready(true); });
+}
+
+void Request::notify(std::shared_ptr<NewsQueue> queue, bool until_finished) {
+  check_process();
+  const std::lock_guard lock(mutex_);
+  if (is_ready(until_finished))
+    queue->push(id_);
+  else
+    watchers_.push_back({std::move(queue), until_finished});
+}
+
+void Request::wake_watchers() {
+  std::erase_if(watchers_, [&](const Watcher& watcher) {
+    if (!is_ready(watcher.until_finished)) return false;
+    watcher.queue->push(id_);
+    return true;
+  });
+}
+
+Delta Request::answer_from(std::size_t token, std::size_t text) const {
+  return {{token_ids_.begin() + static_cast<std::ptrdiff_t>(token), token_ids_.end()},
+          text_.substr(text),
+          finish_reason_.load()};
 }
 
 Delta Request::take() {
+  check_process();
   const std::lock_guard lock(mutex_);
-  pending_.finish_reason = finish_reason_;
-  return std::exchange(pending_, {});
+  Delta delta = answer_from(num_taken_tokens_, num_taken_text_);
+  num_taken_tokens_ = token_ids_.size();
+  num_taken_text_ = text_.size();
+  return delta;
 }
 
-bool Request::finished() const {
+Delta Request::answer() const {
+  check_process();
   const std::lock_guard lock(mutex_);
-  return finish_reason_ != FinishReason::kNone;
+  return answer_from(0, 0);
 }
 
 std::string Request::error() const {
+  check_process();
   const std::lock_guard lock(mutex_);
   return error_;
 }
 
 RequestTimings Request::timings() const {
+  check_process();
   const std::lock_guard lock(mutex_);
   return timings_;
 }
 
 std::int32_t Request::num_cached_tokens() const {
+  check_process();
   const std::lock_guard lock(mutex_);
   return num_cached_tokens_;
 }
@@ -49,9 +96,10 @@ void Request::append(TokenId token, std::string_view text) {
   const std::lock_guard lock(mutex_);
   if (timings_.first_token_seconds < 0)
     timings_.first_token_seconds = std::chrono::duration<double>(Clock::now() - submitted_).count();
-  pending_.token_ids.push_back(token);
-  pending_.text += text;
+  token_ids_.push_back(token);
+  text_ += text;
   if (num_waiters_ > 0) changed_.notify_all();
+  if (!watchers_.empty()) wake_watchers();
 }
 
 void Request::set_num_cached_tokens(std::int32_t count) {
@@ -61,12 +109,13 @@ void Request::set_num_cached_tokens(std::int32_t count) {
 
 void Request::finish(FinishReason reason, std::string_view text, std::string_view error) {
   const std::lock_guard lock(mutex_);
-  if (finish_reason_ != FinishReason::kNone) return;
+  if (finished()) return;
   timings_.total_seconds = std::chrono::duration<double>(Clock::now() - submitted_).count();
-  pending_.text += text;
+  text_ += text;
   error_ = error;
   finish_reason_ = reason;
   changed_.notify_all();
+  wake_watchers();
 }
 
 }  // namespace paged

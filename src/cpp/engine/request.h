@@ -1,18 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 // One request, seen from both sides: what was asked, and the outbox between the engine thread, which appends, and the
-// application's threads, which wait and take. Output that nobody takes is kept as one growing delta, never as a queue:
-// at most max_tokens tokens and their text, so a slow or absent consumer costs no more than its own answer.
+// application's threads, which wait and take. A request keeps its whole answer, at most max_tokens tokens and their
+// text, and a mark up to which it was taken: a slow or absent consumer costs no more than that and holds nobody up.
 #pragma once
 
+#include <unistd.h>
+
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
+#include <memory>
 #include <mutex>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "core/types.h"
+#include "engine/news_queue.h"
 
 namespace paged {
 
@@ -43,6 +49,11 @@ enum class GuideKind : std::uint8_t {
   kToken,  // somebody gets each token's logits and makes the token of them
 };
 
+// The engine was closed, or is used in a process forked from the one that made it.
+class EngineClosedError : public std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 struct RequestSpec {
   std::vector<TokenId> prompt;
   SamplingParams sampling;
@@ -52,7 +63,7 @@ struct RequestSpec {
   std::uint64_t guide_key = 0;  // under which the questions come
 };
 
-// What has come since the last take.
+// A piece of an answer.
 struct Delta {
   std::vector<TokenId> token_ids;
   std::string text;
@@ -74,11 +85,16 @@ class Request {
   SequenceId id() const { return id_; }
   const RequestSpec& spec() const { return spec_; }
 
-  // Consumer side, any thread.
-  bool wait_for(std::chrono::milliseconds timeout);           // true: there is something to take, or it has finished
+  // Consumer side, any thread. It is *ready* when there is something to take or it has finished; with `until_finished`,
+  // only then. All but finished() throw EngineClosedError in a forked process, where nothing more can come.
+  bool ready(bool until_finished) const;
+  bool wait_for(std::chrono::milliseconds timeout);           // true: it is ready
   bool wait_finished_for(std::chrono::milliseconds timeout);  // true: it has finished
-  Delta take();
-  bool finished() const;
+  // Once, as soon as it is ready: pushes the id to the queue.
+  void notify(std::shared_ptr<NewsQueue> queue, bool until_finished);
+  Delta take();          // what has come since the last take
+  Delta answer() const;  // all that has come
+  bool finished() const { return finish_reason_.load() != FinishReason::kNone; }
   std::string error() const;  // empty unless finish_reason is kError
   RequestTimings timings() const;
   std::int32_t num_cached_tokens() const;
@@ -89,18 +105,34 @@ class Request {
   void finish(FinishReason reason, std::string_view text, std::string_view error = {});
 
  private:
+  struct Watcher {
+    std::shared_ptr<NewsQueue> queue;
+    bool until_finished;
+  };
+
+  // Of a forked child: locks may be held for ever there, so it comes first.
+  void check_process() const;
+  bool is_ready(bool until_finished) const;
+  Delta answer_from(std::size_t token, std::size_t text) const;
+  void wake_watchers();
+
   const SequenceId id_;
   const RequestSpec spec_;
+  const pid_t pid_ = getpid();
   const Clock::time_point submitted_;
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;
-  Delta pending_;
-  FinishReason finish_reason_ = FinishReason::kNone;
+  std::vector<TokenId> token_ids_;
+  std::string text_;
+  std::size_t num_taken_tokens_ = 0;
+  std::size_t num_taken_text_ = 0;                                // bytes
+  std::atomic<FinishReason> finish_reason_{FinishReason::kNone};  // written under the lock
   std::string error_;
   RequestTimings timings_;
   std::int32_t num_cached_tokens_ = 0;
   std::int32_t num_waiters_ = 0;  // those that want every delta; others wake only at the end
+  std::vector<Watcher> watchers_;
 };
 
 }  // namespace paged

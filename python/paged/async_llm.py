@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`AsyncLLM`: an `LLM` for code that runs in an event loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, overload
+
+from paged.handle import Handle
+from paged.llm import LLM, Messages, Prompt, TokenIds
+from paged.outputs import Completion
+from paged.sampling import SamplingParams
+
+
+class AsyncLLM:
+    """The coroutines and asynchronous iterators of an `LLM`, for any number of running event loops.
+
+    No process, no event loop of its own: awaiting costs one thread for all requests, which wakes the loops. Cancelling
+    a task cancels its requests.
+
+    >>> async with await paged.AsyncLLM.open("smollm2-135m") as llm:
+    ...     async for chunk in llm.stream("Once upon a time"):
+    ...         print(chunk.text, end="")
+
+    Args:
+        llm: the engine, of which it is a view: `llm` may be used besides, and closing either closes both.
+    """
+
+    def __init__(self, llm: LLM) -> None:
+        if not isinstance(llm, LLM):
+            raise TypeError(f"AsyncLLM takes an LLM, got {type(llm).__name__}; AsyncLLM.open() takes a model")
+        self.llm = llm
+
+    @classmethod
+    async def open(cls, model: str | Path, **options: Any) -> AsyncLLM:
+        """Loads a model without blocking the event loop. The options are those of `LLM`."""
+        import asyncio
+
+        return cls(await asyncio.to_thread(LLM, model, **options))
+
+    @overload
+    async def generate(  # type: ignore[overload-overlap]  # a string is a Sequence[str], and comes first
+        self, prompts: str | TokenIds, sampling_params: SamplingParams | None = None, *, priority: int = 0
+    ) -> Completion: ...
+    @overload
+    async def generate(
+        self, prompts: Sequence[str] | Sequence[TokenIds],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None, *,
+        priority: int | Sequence[int] = 0,
+    ) -> list[Completion]: ...  # fmt: skip
+    async def generate(
+        self,
+        prompts: str | TokenIds | Sequence[str] | Sequence[TokenIds],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        priority: int | Sequence[int] = 0,
+    ) -> Completion | list[Completion]:
+        """As `LLM.generate`."""
+        handles, is_single = self.llm._submit_all(prompts, sampling_params, priority)
+        try:
+            for handle in handles:
+                await handle._ready(until_finished=True)
+        finally:
+            for handle in handles:
+                handle.cancel()
+        completions = [handle._completion() for handle in handles]
+        return completions[0] if is_single else completions
+
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, priority: int = 0) -> Handle:
+        """Submits; iterate over it with `async for`, or await it."""
+        return self.llm.submit(prompt, sampling_params, priority=priority)
+
+    @overload
+    async def chat(
+        self, messages: Messages, sampling_params: SamplingParams | None = None, *, stream: Literal[False] = False
+    ) -> Completion: ...
+    @overload
+    async def chat(
+        self, messages: Messages, sampling_params: SamplingParams | None = None, *, stream: Literal[True]
+    ) -> Handle: ...
+    async def chat(
+        self, messages: Messages, sampling_params: SamplingParams | None = None, *, stream: bool = False
+    ) -> Completion | Handle:
+        """As `LLM.chat`; `async for chunk in await llm.chat(messages, stream=True)`."""
+        token_ids = self.llm.render_chat(messages)
+        if stream:
+            return self.stream(token_ids, sampling_params)
+        return await self.generate(token_ids, sampling_params)
+
+    async def close(self) -> None:
+        """As `LLM.close`, without blocking the event loop."""
+        import asyncio
+
+        await asyncio.to_thread(self.llm.close)
+
+    async def __aenter__(self) -> AsyncLLM:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"Async{self.llm!r}"
