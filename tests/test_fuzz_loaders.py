@@ -178,3 +178,10 @@ def test_a_bomb_of_tokens() -> None:
     entries = {str((1 << 22) - 1): {"content": "x"}, "9" * 5000: {"content": "y"}}
     for key, entry in entries.items():
         run("tokenizer_config", json.dumps({"added_tokens_decoder": {key: entry}}).encode())
+
+
+def test_a_piece_that_is_no_text() -> None:
+    """Found by atheris."""
+    seed = seeds("sentencepiece_model")[0]
+    piece = seed.index("▁hello".encode())
+    assert run("sentencepiece_model", seed[: piece + 3] + b"\xf7" + seed[piece + 4 :]) == "CheckpointError"

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from paged import grammar
 from paged.grammar import GrammarCompiler, GrammarGuide
+from paged.guide import Stop
 from paged.loading import open_checkpoint
 from paged.structured import StructuredOutputsParams
 from paged.text import Tokenizer, load_tokenizer
@@ -69,8 +70,10 @@ TOKENIZER = Tokenizer(
 COMPILER = GrammarCompiler(TOKENIZER, VOCAB_SIZE)
 
 
-def _allowed(guide: GrammarGuide, token_ids: Sequence[int], vocab_size: int = VOCAB_SIZE) -> set[int]:
+def _allowed(guide: GrammarGuide, token_ids: Sequence[int], vocab_size: int = VOCAB_SIZE, end: int = END) -> set[int]:
     mask = guide.next_mask(token_ids)
+    if isinstance(mask, Stop):
+        return {end}
     assert mask.dtype == np.uint32 and mask.shape == ((vocab_size + 31) // 32,)
     return set(np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")).tolist())
 
@@ -91,7 +94,7 @@ def _walk(guide: GrammarGuide, rng: random.Random, pieces: TokenBytes, end: int,
     """Tokens drawn from the masks up to the end of the text, preferring an end once 60 are there; None: too long."""
     token_ids: list[int] = []
     while len(token_ids) < 400:
-        allowed = _allowed(guide, token_ids, vocab_size)
+        allowed = _allowed(guide, token_ids, vocab_size, end)
         assert allowed, "a dead end"
         if end in allowed and (len(token_ids) > 60 or len(allowed) == 1 or rng.random() < 0.1):
             return token_ids
@@ -281,7 +284,7 @@ def test_vocabularies_of_real_models(real_models: Mapping[str, Path], name: str)
                 compiler.guide(StructuredOutputsParams(json=SCHEMAS[name])),
                 tokenizer.encode(json.dumps(value, ensure_ascii=False), False),
             )
-            allowed = _allowed(guide, token_ids, vocab_size)
+            allowed = _allowed(guide, token_ids, vocab_size, tokenizer.eos_token_id)
             assert tokenizer.eos_token_ids <= allowed and max(allowed) < tokenizer.vocab_size
     assert ended >= 10
 

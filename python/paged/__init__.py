@@ -12,6 +12,7 @@ from paged.handle import Handle
 from paged.llm import LLM
 from paged.outputs import Chunk, Completion, RequestError, Timings
 from paged.sampling import SamplingParams
+from paged.structured import StructuredOutputsParams
 
 __version__ = "0.1.0"
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "InternalError",
     "RequestError",
     "SamplingParams",
+    "StructuredOutputsParams",
     "Timings",
     "__version__",
 ]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from paged.guide import STOP, Stop
 from paged.structured import StructuredOutputsParams
 from paged.text.tokenizer import Tokenizer
 
@@ -93,14 +94,14 @@ class GrammarGuide:
         self._num_words = (vocab_size + 31) // 32
         self._num_consumed = 0
 
-    def next_mask(self, token_ids: Sequence[int]) -> npt.NDArray[np.uint32]:
+    def next_mask(self, token_ids: Sequence[int]) -> npt.NDArray[np.uint32] | Stop:
         """What may follow.
 
         Args:
             token_ids: all that was generated so far.
         Returns:
-            uint32 [ceil(vocab_size / 32)]: bit i % 32 of word i // 32 is set if token i may come next. After the end of
-            the text that is an end-of-sequence id alone.
+            uint32 [ceil(vocab_size / 32)]: bit i % 32 of word i // 32 is set if token i may come next, an
+            end-of-sequence id where the text may end. `STOP` where nothing else may follow.
         Raises:
             ValueError: the tokens leave the grammar, or following it takes more than the library's bounds.
         """
@@ -108,6 +109,8 @@ class GrammarGuide:
         if not self._matcher.consume_tokens(new):
             raise ValueError(f"the text leaves its grammar: {_reason(self._matcher)}")
         self._num_consumed += len(new)
+        if self._matcher.is_stopped():
+            return STOP
         mask = np.zeros(self._num_words, np.uint32)
         self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
         if self._matcher.is_error():

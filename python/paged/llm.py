@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +22,7 @@ from paged.outputs import Completion
 from paged.sampling import SamplingParams
 
 if TYPE_CHECKING:
+    from paged.grammar import GrammarCompiler
     from paged.program.ir import DType
     from paged.text.tokenizer import Tokenizer
 
@@ -93,6 +96,8 @@ class LLM:
         self._engine = parts.engine
         self._guides = GuideWorkers(parts.engine.guide_desk)
         self._notifiers = Notifiers()
+        self._grammars_lock = threading.Lock()
+        self._grammars: GrammarCompiler | None = None  # made when the first request needs it
         self._description = parts.description
         self._chat_template = parts.chat_template
         self._seed = seed
@@ -166,7 +171,7 @@ class LLM:
             token_ids = self.tokenizer.encode(prompt, add_special_tokens=True)
         else:
             token_ids = _check_token_ids(prompt)
-        params = SamplingParams() if sampling_params is None else sampling_params
+        params = self._with_guide(SamplingParams() if sampling_params is None else sampling_params)
         engine = self._running_engine()
         submit = functools.partial(engine.submit, token_ids, self._native_params(params), priority)
         request = self._guides.submit(params, submit)
@@ -253,9 +258,21 @@ class LLM:
             raise _C.EngineClosedError("the engine was never made")
         return self._engine
 
-    def _native_params(self, params: SamplingParams) -> _C.SamplingParams:
+    def _with_guide(self, params: SamplingParams) -> SamplingParams:
+        """Structured output is a guide, which is made, and its grammar compiled, on a thread of the guides."""
         if not isinstance(params, SamplingParams):
             raise TypeError(f"expected SamplingParams, got {params!r}")
+        if params.structured_outputs is None:
+            return params
+        with self._grammars_lock:
+            if self._grammars is None:
+                from paged.grammar import GrammarCompiler
+
+                self._grammars = GrammarCompiler(self.tokenizer, self._running_engine().guide_desk.vocab_size)
+        guide = functools.partial(self._grammars.guide, params.structured_outputs)
+        return dataclasses.replace(params, structured_outputs=None, guide=guide)
+
+    def _native_params(self, params: SamplingParams) -> _C.SamplingParams:
         return native_params(
             params, seed=self._request_seed(params.seed), end_token_ids=self._end_token_ids, tokenizer=self._tokenizer
         )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from paged.guide import Guide, LogitsProcessor
+from paged.structured import StructuredOutputsParams
 
 _MAX_INT32 = 2**31 - 1
 
@@ -33,6 +34,8 @@ class SamplingParams:
         stop: a string or strings; the answer ends before the first of them to appear.
         stop_token_ids: ids that end the answer, besides the model's own end-of-sequence ids.
         ignore_eos: go on past the model's end-of-sequence ids.
+        structured_outputs: what the whole text must be: JSON of a schema, a match of a regular expression, ... A text
+            that max_tokens cuts off is a beginning of it.
         guide: makes the `paged.guide.Guide` that says before each token what may come; called once, on another thread.
         logits_processors: called in turn before each token, on another thread, with the tokens generated so far and
             the model's logits, float32 [vocab_size]; each returns the logits to use. All other settings still apply.
@@ -59,6 +62,7 @@ class SamplingParams:
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     include_stop_str_in_output: bool = False
+    structured_outputs: StructuredOutputsParams | None = None
     guide: Callable[[], Guide] | None = None
     logits_processors: Sequence[LogitsProcessor] = ()
 
@@ -105,6 +109,13 @@ class SamplingParams:
             if not isinstance(word, str) or not word:
                 raise ValueError(f"bad_words takes non-empty strings, got {word!r}")
         object.__setattr__(self, "bad_words", bad_words)
+        if self.structured_outputs is not None:
+            if not isinstance(self.structured_outputs, StructuredOutputsParams):
+                raise TypeError(
+                    f"structured_outputs takes StructuredOutputsParams, got {self.structured_outputs!r:.80}"
+                )
+            if self.guide is not None:
+                raise ValueError("structured_outputs and guide both say what may come next: give one of them")
         for callback in (*([] if self.guide is None else [self.guide]), *self.logits_processors):
             if not callable(callback):
                 raise TypeError(f"guide and logits_processors take callables, got {callback!r}")

@@ -27,7 +27,10 @@ def load_sentencepiece(folder: Path) -> Backend:
     config = read_json(folder, "tokenizer_config.json") or {}
     added = _added_tokens(folder, config)
     size = processor.get_piece_size()
-    tokens = [processor.id_to_piece(token) for token in range(size)]
+    try:
+        tokens = [processor.id_to_piece(token) for token in range(size)]
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path}: a piece is not UTF-8: {error}") from error
     control = {tokens[token]: token for token in range(size) if processor.is_control(token)}
     special = {token for content, (token, is_special) in added.items() if is_special} | set(control.values())
     special |= {processor.unk_id()}
