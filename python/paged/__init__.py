@@ -13,6 +13,7 @@ from paged.llm import LLM
 from paged.outputs import Chunk, Completion, RequestError, Timings
 from paged.sampling import SamplingParams
 from paged.structured import StructuredOutputsParams
+from paged.text.tool_calls import ToolCall
 
 __version__ = "0.1.0"
 __all__ = [
@@ -27,5 +28,6 @@ __all__ = [
     "SamplingParams",
     "StructuredOutputsParams",
     "Timings",
+    "ToolCall",
     "__version__",
 ]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from paged.handle import Handle
-from paged.llm import LLM, Messages, Prompt, TokenIds
+from paged.llm import LLM, Messages, Prompt, TokenIds, Tools
 from paged.outputs import Completion
 from paged.sampling import SamplingParams
 
@@ -73,20 +73,31 @@ class AsyncLLM:
 
     @overload
     async def chat(
-        self, messages: Messages, sampling_params: SamplingParams | None = None, *, stream: Literal[False] = False
-    ) -> Completion: ...
+        self, messages: Messages, sampling_params: SamplingParams | None = None, *, tools: Tools | None = None,
+        stream: Literal[False] = False,
+    ) -> Completion: ...  # fmt: skip
     @overload
     async def chat(
-        self, messages: Messages, sampling_params: SamplingParams | None = None, *, stream: Literal[True]
-    ) -> Handle: ...
+        self, messages: Messages, sampling_params: SamplingParams | None = None, *, tools: Tools | None = None,
+        stream: Literal[True],
+    ) -> Handle: ...  # fmt: skip
     async def chat(
-        self, messages: Messages, sampling_params: SamplingParams | None = None, *, stream: bool = False
+        self,
+        messages: Messages,
+        sampling_params: SamplingParams | None = None,
+        *,
+        tools: Tools | None = None,
+        stream: bool = False,
     ) -> Completion | Handle:
         """As `LLM.chat`; `async for chunk in await llm.chat(messages, stream=True)`."""
-        token_ids = self.llm.render_chat(messages)
+        handle = self.llm._submit_chat(messages, sampling_params, tools)
         if stream:
-            return self.stream(token_ids, sampling_params)
-        return await self.generate(token_ids, sampling_params)
+            return handle
+        try:
+            await handle._ready(until_finished=True)
+        finally:
+            handle.cancel()
+        return handle._completion()
 
     async def close(self) -> None:
         """As `LLM.close`, without blocking the event loop."""

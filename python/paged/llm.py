@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import itertools
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -24,11 +24,14 @@ from paged.sampling import SamplingParams
 if TYPE_CHECKING:
     from paged.grammar import GrammarCompiler
     from paged.program.ir import DType
+    from paged.text.chat import ChatTemplate
     from paged.text.tokenizer import Tokenizer
+    from paged.tool_use import ToolUse
 
 TokenIds = list[int]
 Prompt = str | TokenIds
 Messages = Sequence[Mapping[str, Any]]
+Tools = Sequence[Mapping[str, Any]]
 
 _MAX_INT32 = 2**31 - 1
 
@@ -167,6 +170,12 @@ class LLM:
             ValueError, TypeError: a prompt or parameter that can never run.
             EngineClosedError, InternalError: the engine is closed, or has failed with the cause that it names.
         """
+        return self._submit(prompt, sampling_params, priority, on_chunk, Handle)
+
+    def _submit(
+        self, prompt: Prompt, sampling_params: SamplingParams | None, priority: int, on_chunk: OnChunk | None,
+        make_handle: Callable[..., Handle],
+    ) -> Handle:  # fmt: skip
         if isinstance(prompt, str):
             token_ids = self.tokenizer.encode(prompt, add_special_tokens=True)
         else:
@@ -175,7 +184,7 @@ class LLM:
         engine = self._running_engine()
         submit = functools.partial(engine.submit, token_ids, self._native_params(params), priority)
         request = self._guides.submit(params, submit)
-        return Handle(engine, request, len(token_ids), self._notifiers, on_chunk)
+        return make_handle(engine, request, len(token_ids), self._notifiers, on_chunk)
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, priority: int = 0) -> Handle:
         """As `submit`: `for chunk in llm.stream(prompt)`. Dropping or closing the handle cancels the request."""
@@ -183,31 +192,73 @@ class LLM:
 
     @overload
     def chat(
-        self, messages: Messages, sampling_params: SamplingParams | None = None, *, stream: Literal[False] = False
-    ) -> Completion: ...
+        self, messages: Messages, sampling_params: SamplingParams | None = None, *, tools: Tools | None = None,
+        stream: Literal[False] = False,
+    ) -> Completion: ...  # fmt: skip
     @overload
     def chat(
-        self, messages: Messages, sampling_params: SamplingParams | None = None, *, stream: Literal[True]
-    ) -> Handle: ...
+        self, messages: Messages, sampling_params: SamplingParams | None = None, *, tools: Tools | None = None,
+        stream: Literal[True],
+    ) -> Handle: ...  # fmt: skip
     def chat(
-        self, messages: Messages, sampling_params: SamplingParams | None = None, *, stream: bool = False
+        self,
+        messages: Messages,
+        sampling_params: SamplingParams | None = None,
+        *,
+        tools: Tools | None = None,
+        stream: bool = False,
     ) -> Completion | Handle:
         """Answers a conversation, `[{"role": "user", "content": "..."}, ...]`, through the model's own template.
 
-        Raises:
-            ValueError: the model has no chat template, or its template refuses the messages.
-        """
-        token_ids = self.render_chat(messages)
-        if stream:
-            return self.stream(token_ids, sampling_params)
-        return self.generate(token_ids, sampling_params)
+        Args:
+            tools: functions that the model may call, `{"name", "description", "parameters": JSON schema}` each. The
+                answer's `tool_calls` are then what it calls, and its `text` is what it says besides. Append
+                `{"role": "assistant", "content": text, "tool_calls": [call.to_dict(), ...]}` and, for each call,
+                `{"role": "tool", "name": call.name, "tool_call_id": call.id, "content": result}`, and chat again.
+            stream: return the handle at once.
 
-    def render_chat(self, messages: Messages) -> TokenIds:
+        Raises:
+            ValueError: the model has no chat template, its template refuses the messages, or it does not know tools.
+        """
+        handle = self._submit_chat(messages, sampling_params, tools)
+        if stream:
+            return handle
+        try:
+            _wait_all([handle], use_tqdm=False)
+        finally:
+            handle.cancel()
+        return handle._completion()
+
+    def _submit_chat(
+        self, messages: Messages, sampling_params: SamplingParams | None, tools: Tools | None
+    ) -> Handle:  # fmt: skip
+        if tools is None:
+            return self.submit(self.render_chat(messages), sampling_params)
+        from paged.tool_use import ToolHandle
+
+        use = self._tool_use(tools)
+        if use.hides_markers and sampling_params is not None and sampling_params.stop:
+            raise ValueError("stop strings cannot be used with this model's tool calls: their marks are special tokens")
+        token_ids = self.tokenizer.encode(use.render(messages), add_special_tokens=False)
+        return self._submit(token_ids, sampling_params, 0, None, functools.partial(ToolHandle, use))
+
+    def render_chat(self, messages: Messages, tools: Tools | None = None) -> TokenIds:
         """The token ids of a conversation, up to where the assistant's answer begins."""
+        if tools is None:
+            text = self._template().render(messages, add_generation_prompt=True)
+        else:
+            text = self._tool_use(tools).render(messages)
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def _tool_use(self, tools: Tools) -> ToolUse:
+        from paged.tool_use import ToolUse
+
+        return ToolUse(tools, self._template(), self.tokenizer)
+
+    def _template(self) -> ChatTemplate:
         if self._chat_template is None:
             raise ValueError("this model has no chat template: use generate() with a prompt of your own")
-        text = self._chat_template.render(messages, add_generation_prompt=True)
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        return self._chat_template
 
     @property
     def tokenizer(self) -> Tokenizer:

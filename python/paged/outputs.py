@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from paged.text.tool_calls import ToolCall
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
@@ -24,6 +27,7 @@ class Chunk:
     text: str
     token_ids: list[int]
     finish_reason: FinishReason | None
+    tool_calls: list[ToolCall] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Completion:
         num_prompt_tokens: length of the prompt; num_cached_tokens of them came from the prefix cache.
         timings: seconds to the first token and to the end.
         error: what went wrong if finish_reason is "error".
+        tool_calls: of a chat with tools; `text` is what stands outside of them.
     """
 
     text: str
@@ -46,6 +51,7 @@ class Completion:
     num_cached_tokens: int
     timings: Timings
     error: str | None = None
+    tool_calls: list[ToolCall] = field(default_factory=list)
 
     def __str__(self) -> str:
         return self.text
