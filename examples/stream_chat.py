@@ -13,4 +13,4 @@ with paged.LLM("smollm2-135m") as llm:
             answer += chunk.text
         print()
         messages.append({"role": "assistant", "content": answer})
-    print(f"{llm.stats.num_cached_tokens} prompt tokens came from the prefix cache")
+    print(f"{llm.stats().num_cached_tokens} prompt tokens came from the prefix cache")

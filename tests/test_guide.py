@@ -220,7 +220,7 @@ def test_guided_requests_survive_preemption_and_company(folder: Path) -> None:
     ):
         with open_llm(folder, "cpu", **options) as llm:
             assert everything(llm) == expected
-            assert llm.stats.num_preemptions > 0 or "block_size" not in options
+            assert llm.stats().num_preemptions > 0 or "block_size" not in options
 
 
 def test_a_logits_processor_decides(llm: paged.LLM) -> None:

@@ -149,7 +149,7 @@ def test_a_loop_that_goes_away_takes_its_requests_along(folder: Path) -> None:
         gc.collect()
         gate.open()
         assert llm.generate([7], GREEDY).finish_reason == "length"
-        assert llm.stats.num_running == llm.stats.num_waiting == 0
+        assert llm.stats().num_running == llm.stats().num_waiting == 0
 
 
 def test_open_and_close_do_not_block_the_loop(folder: Path) -> None:

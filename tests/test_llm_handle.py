@@ -43,7 +43,7 @@ def eventually(condition: Callable[[], bool]) -> bool:
 
 
 def idle(llm: paged.LLM) -> bool:
-    return llm.stats.num_running + llm.stats.num_waiting == 0
+    return llm.stats().num_running + llm.stats().num_waiting == 0
 
 
 def test_result_has_all_tokens_whoever_iterated(llm: paged.LLM) -> None:
@@ -103,7 +103,7 @@ def test_a_dropped_or_left_handle_is_cancelled_and_others_go_on(folder: Path) ->
         gate.open()
         assert left.result(60).finish_reason == "cancelled" and list(left) == []
         assert other.result(60).token_ids == llm.generate([11, 12], GREEDY).token_ids
-        assert eventually(lambda: idle(llm) and llm.stats.num_finished == 4)
+        assert eventually(lambda: idle(llm) and llm.stats().num_finished == 4)
 
 
 def test_on_chunk_and_done_callback_run_in_order_on_one_other_thread(llm: paged.LLM) -> None:

@@ -92,8 +92,8 @@ def test_preemption_does_not_change_output(case: tuple[str, Path, list[list[int]
     options = {"kv_cache_bytes": pool, "block_size": 8, "enable_prefix_caching": prefix_caching}
     with paged.LLM(folder, dtype="float32", **options) as llm:
         assert greedy(llm, prompts_for(0)) == outputs
-        assert llm.stats.num_preemptions > 0
-        assert llm.stats.num_free_blocks == 22
+        assert llm.stats().num_preemptions > 0
+        assert llm.stats().num_free_blocks == 22
 
 
 def test_seeded_sampling_does_not_depend_on_the_batch(case: tuple[str, Path, list[list[int]]]) -> None:

@@ -10,6 +10,7 @@ from paged._C import EngineClosedError, InternalError
 from paged.async_llm import AsyncLLM
 from paged.handle import Handle
 from paged.llm import LLM
+from paged.metrics import Stats
 from paged.outputs import Chunk, Completion, RequestError, Timings
 from paged.sampling import SamplingParams
 from paged.structured import StructuredOutputsParams
@@ -26,6 +27,7 @@ __all__ = [
     "InternalError",
     "RequestError",
     "SamplingParams",
+    "Stats",
     "StructuredOutputsParams",
     "Timings",
     "ToolCall",

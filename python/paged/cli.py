@@ -111,6 +111,18 @@ def _inspect(options: argparse.Namespace) -> int:
     return 0
 
 
+def _trace(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from paged.trace import load
+
+    source = Path(options.file)
+    target = Path(options.output) if options.output else source.with_suffix(".html")
+    target.write_text(load(source).html(source.name), encoding="utf-8")
+    print(target)
+    return 0
+
+
 def _open(options: argparse.Namespace) -> LLM:
     from paged.llm import LLM
 
@@ -159,6 +171,11 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--program", action="store_true", help="list the ops with shapes, bytes and measured time")
     _add_engine_options(inspect)
     inspect.set_defaults(run=_inspect)
+
+    trace = commands.add_parser("trace", help="draw a trace (LLM.stop_trace().save(FILE)) as a page for a browser")
+    trace.add_argument("file")
+    trace.add_argument("--output", "-o", default=None, help="default: FILE with .html in place of its suffix")
+    trace.set_defaults(run=_trace)
     return parser
 
 

@@ -165,8 +165,8 @@ class Handle:
     def _completion(self) -> Completion:
         text, token_ids, reason = self._request.answer()
         assert reason is not None  # it has finished
-        first, total = self._request.timings
-        timings = Timings(first if first >= 0 else None, total if total >= 0 else None)
+        queued, first, total = (seconds if seconds >= 0 else None for seconds in self._request.timings)
+        timings = Timings(queued, first, total, self._request.token_seconds)
         error = self._request.error or None
         return Completion(
             text, token_ids, reason, self._num_prompt_tokens, self._request.num_cached_tokens, timings, error

@@ -16,6 +16,7 @@ from paged import _C
 from paged.config import EngineOptions, LoadFormat
 from paged.guide import GuideWorkers
 from paged.handle import Handle, OnChunk
+from paged.metrics import Stats, snapshot
 from paged.native_params import native_params
 from paged.notifier import Notifiers
 from paged.outputs import Completion
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from paged.text.chat import ChatTemplate
     from paged.text.tokenizer import Tokenizer
     from paged.tool_use import ToolUse
+    from paged.trace import Trace
 
 TokenIds = list[int]
 Prompt = str | TokenIds
@@ -286,10 +288,26 @@ class LLM:
     def closed(self) -> bool:
         return self._engine is None or self._engine.closed
 
-    @property
-    def stats(self) -> _C.EngineStats:
-        """Counters of the engine: steps, preemptions, cached tokens, waiting, running, free blocks, finished."""
-        return self._running_engine().stats
+    def stats(self) -> Stats:
+        """A snapshot of the engine: queue, batch, blocks, cache hits, rates, step times, preemptions."""
+        return snapshot(self._running_engine().stats())
+
+    def start_trace(self, max_steps: int = 100_000) -> None:
+        """Records the last `max_steps` steps and as many requests that end, from now on; forgets what was recorded.
+        100,000 take at most 12 MB; a step is not measurably slower for it.
+
+        Raises:
+            ValueError: max_steps is not in [1, 2**24].
+        """
+        if isinstance(max_steps, bool) or not isinstance(max_steps, int) or not 1 <= max_steps <= 2**24:
+            raise ValueError(f"max_steps must be an integer in [1, {2**24}], got {max_steps!r}")
+        self._running_engine().start_trace(max_steps)
+
+    def stop_trace(self) -> Trace:
+        """What was recorded since `start_trace`; `Trace.save` writes it for Perfetto and for `paged trace`."""
+        from paged.trace import from_native
+
+        return from_native(self._running_engine().stop_trace())
 
     def __enter__(self) -> LLM:
         return self

@@ -6,6 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 if TYPE_CHECKING:
     from paged.text.tool_calls import ToolCall
 
@@ -14,10 +17,24 @@ FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds since the request was submitted; None for what did not happen."""
+    """Seconds since the request was submitted; None for what did not happen.
 
+    Attributes:
+        queued_seconds: when the first step with it was planned.
+        first_token_seconds, total_seconds: when its first token came, and its end.
+        token_seconds: float32 [number of tokens] when each came.
+    """
+
+    queued_seconds: float | None
     first_token_seconds: float | None
     total_seconds: float | None
+    token_seconds: npt.NDArray[np.float32] = field(repr=False, compare=False)
+
+    @property
+    def seconds_per_token(self) -> float | None:
+        """The mean between tokens; None for fewer than two."""
+        count = len(self.token_seconds)
+        return float(self.token_seconds[-1] - self.token_seconds[0]) / (count - 1) if count > 1 else None
 
 
 @dataclass(frozen=True)

@@ -44,17 +44,6 @@ bool wait_interruptibly(Request& request, std::optional<double> timeout, bool un
   }
 }
 
-const char* name_of(FinishReason reason) {
-  switch (reason) {
-    case FinishReason::kNone: return "";
-    case FinishReason::kStop: return "stop";
-    case FinishReason::kLength: return "length";
-    case FinishReason::kCancelled: return "cancelled";
-    case FinishReason::kError: return "error";
-  }
-  return "";
-}
-
 py::tuple as_tuple(const Delta& delta) {
   py::object reason = py::none();
   if (delta.finish_reason != FinishReason::kNone) reason = py::str(name_of(delta.finish_reason));
@@ -93,7 +82,12 @@ void bind_request(py::module_& module) {
       .def_property_readonly("timings",
                              [](const Request& self) {
                                const RequestTimings t = self.timings();
-                               return py::make_tuple(t.first_token_seconds, t.total_seconds);
+                               return py::make_tuple(t.queued_seconds, t.first_token_seconds, t.total_seconds);
+                             })
+      .def_property_readonly("token_seconds",
+                             [](const Request& self) {
+                               const std::vector<float> seconds = self.token_seconds();
+                               return py::array_t<float>(static_cast<py::ssize_t>(seconds.size()), seconds.data());
                              })
       .def(
           "wait", [](Request& self, std::optional<double> timeout) { return wait_interruptibly(self, timeout, false); },
@@ -150,6 +144,7 @@ struct EngineHolder {
 void bind_engine(py::module_& module) {
   bind_request(module);
   bind_guide(module);
+  bind_metrics(module);
   py::class_<TokenTable, std::shared_ptr<TokenTable>>(module, "TokenTable", "The bytes each token stands for.")
       .def(py::init([](const py::bytes& bytes, const Int64Array& offsets) {
              return std::make_shared<TokenTable>(
@@ -165,14 +160,6 @@ void bind_engine(py::module_& module) {
       .def_readwrite("max_model_len", &SchedulerConfig::max_model_len)
       .def_readwrite("enable_prefix_caching", &SchedulerConfig::enable_prefix_caching)
       .def_readwrite("cache_generated_tokens", &SchedulerConfig::cache_generated_tokens);
-  py::class_<EngineStats>(module, "EngineStats")
-      .def_readonly("num_steps", &EngineStats::num_steps)
-      .def_readonly("num_preemptions", &EngineStats::num_preemptions)
-      .def_readonly("num_cached_tokens", &EngineStats::num_cached_tokens)
-      .def_readonly("num_waiting", &EngineStats::num_waiting)
-      .def_readonly("num_running", &EngineStats::num_running)
-      .def_readonly("num_free_blocks", &EngineStats::num_free_blocks)
-      .def_readonly("num_finished", &EngineStats::num_finished);
   py::class_<Engine, std::unique_ptr<Engine, EngineHolder>>(module, "Engine", "The step loop on a thread of its own.")
       .def(py::init([](const SchedulerConfig& config, const py::object& executor, std::shared_ptr<ThreadPool> threads,
                        std::shared_ptr<TokenTable> token_table) {
@@ -186,7 +173,10 @@ void bind_engine(py::module_& module) {
       .def("stop", &Engine::stop, py::arg("id"), py::call_guard<GilRelease>(), "Ends it as stopped.")
       .def("close", &Engine::close, py::call_guard<GilRelease>())
       .def_property_readonly("closed", &Engine::closed)
-      .def_property_readonly("stats", &Engine::stats)
+      .def("stats", &Engine::stats, py::call_guard<GilRelease>())
+      .def(
+          "start_trace", [](Engine& self, std::int64_t capacity) { self.trace().start(capacity); }, py::arg("capacity"))
+      .def("stop_trace", [](Engine& self) { return self.trace().stop(); })
       .def_property_readonly("guide_desk", &Engine::guide_desk);
 }
 

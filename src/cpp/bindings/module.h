@@ -3,12 +3,26 @@
 
 #include <pybind11/pybind11.h>
 
+#include "core/types.h"
+
 namespace paged {
+
+inline const char* name_of(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kNone: return "";
+    case FinishReason::kStop: return "stop";
+    case FinishReason::kLength: return "length";
+    case FinishReason::kCancelled: return "cancelled";
+    case FinishReason::kError: return "error";
+  }
+  return "";
+}
 
 void bind_ops(pybind11::module_& module);
 void bind_program(pybind11::module_& module);
 void bind_gpu(pybind11::module_& module);
 void bind_guide(pybind11::module_& module);
+void bind_metrics(pybind11::module_& module);
 void bind_engine(pybind11::module_& module);
 
 }  // namespace paged

@@ -121,9 +121,12 @@ bool Engine::closed() const {
   return closing_;
 }
 
-EngineStats Engine::stats() const {
+EngineStats Engine::stats() {
   if (getpid() != pid_) return {};
   const std::lock_guard lock(mutex_);
+  const auto now = Request::Clock::now();
+  stats_.generated_tokens_per_second = generated_rate_.per_second(now);
+  stats_.prefill_tokens_per_second = prefill_rate_.per_second(now);
   return stats_;
 }
 
@@ -202,7 +205,7 @@ bool Engine::launch_step() {
   stalled_ = plan.sequences.empty();
   if (stalled_) return false;
   const StepBatch& batch = scheduler_->build_batch(plan);
-  InFlight step{&plan};
+  InFlight step{&plan, Request::Clock::now(), batch.num_decodes};
   write_sampling_rows(plan, step);
   const StepExtras extras = extras_.view();
   executor_->launch({view_of(batch), batch.changed_table_entries, plan.block_copies.sources,
@@ -215,8 +218,11 @@ void Engine::write_sampling_rows(const StepPlan& plan, InFlight& step) {
   sampling_rows_.clear();
   extras_.clear();
   for (const ScheduledSequence& scheduled : plan.sequences) {
-    if (!scheduled.samples) continue;
     RowState& state = row_states_[static_cast<std::size_t>(scheduled.row)];
+    if (!scheduled.samples) {
+      if (state.id != scheduled.id) live_.at(scheduled.id).request->mark_scheduled();
+      continue;
+    }
     if (state.id != scheduled.id) state = enter_row(scheduled);
     state.sampling.position = scheduled.sampled_position();
     sampling_rows_.push_back(state.sampling);
@@ -244,7 +250,10 @@ void Engine::write_extras(const ScheduledSequence& scheduled, Live& live, InFlig
 // The sequence samples there for the first time since it was admitted.
 Engine::RowState Engine::enter_row(const ScheduledSequence& scheduled) {
   Live& live = live_.at(scheduled.id);
-  if (live.row < 0) live.request->set_num_cached_tokens(scheduler_->find(scheduled.id)->num_cached_tokens);
+  if (live.row < 0) {
+    live.request->set_num_cached_tokens(scheduler_->find(scheduled.id)->num_cached_tokens);
+    live.request->mark_scheduled();
+  }
   leave_row(scheduled.id, live);
   live.row = scheduled.row;
   const SamplingParams& params = live.request->spec().sampling;
@@ -261,6 +270,7 @@ void Engine::finish_step() {
   std::span<const TokenId> sampled = executor_->wait();
   InFlight step = std::move(in_flight_.front());
   in_flight_.pop_front();
+  account(step);
   if (!step.exports.empty()) {
     sampled_.assign(sampled.begin(), sampled.end());
     for (const InFlight::Export& each : step.exports) sampled_[static_cast<std::size_t>(each.logits_row)] = kTokenLater;
@@ -316,6 +326,7 @@ void Engine::deliver(const TokenEvent& event, Live& live) {
             : "the model's logits are not numbers (NaN): the weights or the prompt overflow this dtype");
     return;
   }
+  ++num_generated_tokens_;
   if (live.policy != nullptr) live.policy->append(event.token);
   if (token_table_ == nullptr) {
     live.request->append(event.token, {});
@@ -344,6 +355,9 @@ void Engine::end(SequenceId id, FinishReason reason, std::string_view error) {
   leave_row(id, found->second);
   const RequestSpec& spec = found->second.request->spec();
   if (spec.guide != GuideKind::kNone) guide_desk_->ask({id, spec.guide_key, {}, nullptr, true});
+  num_failed_ += reason == FinishReason::kError ? 1 : 0;
+  num_cancelled_ += reason == FinishReason::kCancelled ? 1 : 0;
+  if (trace_.active()) record_request(found->second, reason);
   ended_.push_back({std::move(found->second), reason, std::string(error)});
   live_.erase(found);
   ++num_finished_;
@@ -358,17 +372,6 @@ void Engine::end_all(FinishReason reason, std::string_view error) {
   announce_ended();
   for (auto& [id, live] : live_) live.request->finish(reason, live.text.finish(), error);
   live_.clear();
-}
-
-void Engine::publish_stats() {
-  const std::lock_guard lock(mutex_);
-  stats_.num_steps = num_steps_;
-  stats_.num_finished = num_finished_;
-  stats_.num_preemptions = scheduler_->num_preemptions();
-  stats_.num_cached_tokens = scheduler_->num_cached_tokens();
-  stats_.num_waiting = scheduler_->num_waiting();
-  stats_.num_running = scheduler_->num_running();
-  stats_.num_free_blocks = scheduler_->num_free_blocks();
 }
 
 }  // namespace paged

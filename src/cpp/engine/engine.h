@@ -21,6 +21,8 @@
 #include "engine/guide_desk.h"
 #include "engine/logits_policy.h"
 #include "engine/request.h"
+#include "engine/step_clock.h"
+#include "engine/step_trace.h"
 #include "engine/text_stream.h"
 #include "engine/token_table.h"
 #include "exec/executor.h"
@@ -28,14 +30,25 @@
 
 namespace paged {
 
+// As of the last step, but for the rates.
 struct EngineStats {
   std::int64_t num_steps = 0;
+  std::int64_t num_prefill_tokens = 0;    // of prompts and of preempted sequences, computed
+  std::int64_t num_generated_tokens = 0;  // delivered to requests
   std::int64_t num_preemptions = 0;
   std::int64_t num_cached_tokens = 0;  // prompt tokens that the prefix cache served
   std::int32_t num_waiting = 0;
   std::int32_t num_running = 0;
   std::int32_t num_free_blocks = 0;
+  std::int32_t num_blocks = 0;
+  std::int32_t num_cached_blocks = 0;  // used or free: hold what later prompts may reuse
   std::int64_t num_finished = 0;
+  std::int64_t num_failed = 0;     // of those
+  std::int64_t num_cancelled = 0;  // of those
+  double last_step_seconds = 0.0;
+  StepHistogram step_seconds;
+  double generated_tokens_per_second = 0.0;  // over about the last second
+  double prefill_tokens_per_second = 0.0;
 };
 
 class Engine {
@@ -55,7 +68,8 @@ class Engine {
   void stop(SequenceId id) { end_early(id, FinishReason::kStop); }
   void close();  // idempotent; running requests end as cancelled; all memory is given back
   bool closed() const;
-  EngineStats stats() const;
+  EngineStats stats();
+  StepTrace& trace() { return trace_; }
   const std::shared_ptr<GuideDesk>& guide_desk() const { return guide_desk_; }
 
  private:
@@ -87,6 +101,8 @@ class Engine {
   // A step launched and not yet committed, and what its extras are for.
   struct InFlight {
     const StepPlan* plan = nullptr;
+    Request::Clock::time_point launched{};
+    std::int32_t num_decode_tokens = 0;
     bool has_extras = false;
     struct Export {
       SequenceId id;
@@ -119,6 +135,8 @@ class Engine {
   void announce_ended();  // last in a step, so that who sees a request finished sees the stats that say so
   void end_all(FinishReason reason, std::string_view error);
   void publish_stats();
+  void account(const InFlight& step);
+  void record_request(const Live& live, FinishReason reason);
 
   const SchedulerConfig config_;
   const pid_t pid_;
@@ -139,6 +157,14 @@ class Engine {
   std::vector<Ended> ended_;
   std::int64_t num_steps_ = 0;
   std::int64_t num_finished_ = 0;
+  std::int64_t num_failed_ = 0;
+  std::int64_t num_cancelled_ = 0;
+  std::int64_t num_prefill_tokens_ = 0;
+  std::int64_t num_generated_tokens_ = 0;
+  double last_step_seconds_ = 0.0;
+  Request::Clock::time_point last_finish_{};
+  StepHistogram step_seconds_;
+  StepTrace trace_;
 
   mutable std::mutex mutex_;  // guards what follows
   std::condition_variable wake_;
@@ -146,6 +172,8 @@ class Engine {
   bool closing_ = false;
   std::string failure_;  // first cause, once the engine has failed
   EngineStats stats_;
+  RecentRate generated_rate_;
+  RecentRate prefill_rate_;
   SequenceId next_id_ = 1;
 
   std::vector<Message> received_;

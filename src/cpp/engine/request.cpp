@@ -86,6 +86,18 @@ RequestTimings Request::timings() const {
   return timings_;
 }
 
+std::int32_t Request::num_tokens() const {
+  check_process();
+  const std::lock_guard lock(mutex_);
+  return static_cast<std::int32_t>(token_ids_.size());
+}
+
+std::vector<float> Request::token_seconds() const {
+  check_process();
+  const std::lock_guard lock(mutex_);
+  return token_seconds_;
+}
+
 std::int32_t Request::num_cached_tokens() const {
   check_process();
   const std::lock_guard lock(mutex_);
@@ -94,8 +106,9 @@ std::int32_t Request::num_cached_tokens() const {
 
 void Request::append(TokenId token, std::string_view text) {
   const std::lock_guard lock(mutex_);
-  if (timings_.first_token_seconds < 0)
-    timings_.first_token_seconds = std::chrono::duration<double>(Clock::now() - submitted_).count();
+  const double now = since_submit();
+  if (timings_.first_token_seconds < 0) timings_.first_token_seconds = now;
+  token_seconds_.push_back(static_cast<float>(now));
   token_ids_.push_back(token);
   text_ += text;
   if (num_waiters_ > 0) changed_.notify_all();
@@ -107,10 +120,15 @@ void Request::set_num_cached_tokens(std::int32_t count) {
   num_cached_tokens_ = count;
 }
 
+void Request::mark_scheduled() {
+  const std::lock_guard lock(mutex_);
+  if (timings_.queued_seconds < 0) timings_.queued_seconds = since_submit();
+}
+
 void Request::finish(FinishReason reason, std::string_view text, std::string_view error) {
   const std::lock_guard lock(mutex_);
   if (finished()) return;
-  timings_.total_seconds = std::chrono::duration<double>(Clock::now() - submitted_).count();
+  timings_.total_seconds = since_submit();
   text_ += text;
   error_ = error;
   finish_reason_ = reason;

@@ -72,6 +72,7 @@ struct Delta {
 
 // Seconds since submit; negative while it has not happened.
 struct RequestTimings {
+  double queued_seconds = -1.0;  // until it was scheduled for the first time
   double first_token_seconds = -1.0;
   double total_seconds = -1.0;
 };
@@ -97,11 +98,15 @@ class Request {
   bool finished() const { return finish_reason_.load() != FinishReason::kNone; }
   std::string error() const;  // empty unless finish_reason is kError
   RequestTimings timings() const;
+  std::int32_t num_tokens() const;           // generated so far
+  std::vector<float> token_seconds() const;  // when each token came, since submit
   std::int32_t num_cached_tokens() const;
 
   // Engine side.
   void append(TokenId token, std::string_view text);
   void set_num_cached_tokens(std::int32_t count);
+  void mark_scheduled();  // the first time counts
+  Clock::time_point submitted() const { return submitted_; }
   void finish(FinishReason reason, std::string_view text, std::string_view error = {});
 
  private:
@@ -115,6 +120,7 @@ class Request {
   bool is_ready(bool until_finished) const;
   Delta answer_from(std::size_t token, std::size_t text) const;
   void wake_watchers();
+  double since_submit() const { return std::chrono::duration<double>(Clock::now() - submitted_).count(); }
 
   const SequenceId id_;
   const RequestSpec spec_;
@@ -130,6 +136,7 @@ class Request {
   std::atomic<FinishReason> finish_reason_{FinishReason::kNone};  // written under the lock
   std::string error_;
   RequestTimings timings_;
+  std::vector<float> token_seconds_;
   std::int32_t num_cached_tokens_ = 0;
   std::int32_t num_waiters_ = 0;  // those that want every delta; others wake only at the end
   std::vector<Watcher> watchers_;
