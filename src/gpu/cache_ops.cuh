@@ -300,15 +300,15 @@ bool takes_norms(const CacheWrite& write, const HeadNorms& norms) {
 
 constexpr int kCopyHeld = 4;
 
-// Block x is a copy, block y some of its units.
+// Block y is a copy, block x some of its units: a grid is far longer along x, and a block may be large.
 template <class Unit>
 __global__ void __launch_bounds__(kCacheThreads)
     copy_blocks_kernel(Unit* cache, const std::int32_t* source, const std::int32_t* destination, std::int64_t units) {
   release_dependents();
   wait_for_predecessors();
-  const Unit* from = cache + source[blockIdx.x] * units;
-  Unit* to = cache + destination[blockIdx.x] * units;
-  const std::int64_t first = std::int64_t{blockIdx.y} * blockDim.x * kCopyHeld + threadIdx.x;
+  const Unit* from = cache + source[blockIdx.y] * units;
+  Unit* to = cache + destination[blockIdx.y] * units;
+  const std::int64_t first = std::int64_t{blockIdx.x} * blockDim.x * kCopyHeld + threadIdx.x;
   Unit held[kCopyHeld];
 #pragma unroll
   for (int h = 0; h < kCopyHeld; ++h)
@@ -321,8 +321,8 @@ __global__ void __launch_bounds__(kCacheThreads)
 template <class Unit>
 void launch_copy(const ExecutionContext& context, const CopyBlocksParams& params) {
   const std::int64_t units = params.cache.block_bytes() / static_cast<std::int64_t>(sizeof(Unit));
-  const dim3 grid(static_cast<unsigned>(params.num_copies),
-                  static_cast<unsigned>(divide_up(units, kCacheThreads * kCopyHeld)));
+  const dim3 grid(static_cast<unsigned>(divide_up(units, kCacheThreads * kCopyHeld)),
+                  static_cast<unsigned>(params.num_copies));
   launch(copy_blocks_kernel<Unit>, grid, dim3(kCacheThreads), 0, stream_of(context),
          static_cast<Unit*>(params.cache.data), params.source, params.destination, units);
 }
