@@ -12,11 +12,14 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
+NEEDS = {"ray_batch.py": "ray"}
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_example_runs(example: Path, real_models: Mapping[str, Path], tmp_path: Path) -> None:
     """The examples name the default model: a cache folder that holds it saves pulling it."""
+    if example.name in NEEDS:
+        pytest.importorskip(NEEDS[example.name], reason=f"this example needs {NEEDS[example.name]}")
     (tmp_path / "smollm2-135m-instruct.gguf").symlink_to(real_models["smollm2-135m-instruct.gguf"].resolve())
     environment = {**os.environ, "PAGED_CACHE": str(tmp_path)}
     done = subprocess.run([sys.executable, str(example)], capture_output=True, text=True, timeout=300, env=environment)
