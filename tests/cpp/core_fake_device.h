@@ -87,7 +87,7 @@ class FakeDevice {
     steps_.push_back(std::move(step));
   }
 
-  // Runs the oldest step launched. Its sampled tokens, one for each sequence that samples.
+  // Runs the oldest step launched. Its sampled tokens, one for each row of logits.
   std::vector<TokenId> run() {
     const Step step = std::move(steps_.front());
     steps_.pop_front();
@@ -113,6 +113,8 @@ class FakeDevice {
     std::vector<std::pair<std::int32_t, BlockId>> changes;  // entry of block_tables and its new value
     std::set<BlockId> blocks;
   };
+
+  static constexpr TokenId kMeansNothing = -99;  // of a row that only scores a prompt
 
   // Backwards: the order must not matter.
   void copy_blocks(const BlockCopies& copies) {
@@ -149,6 +151,7 @@ class FakeDevice {
       for (std::int32_t p = 0; p < scheduled.sampled_position(); ++p)
         CHECK_EQ(attended(scheduled.row, p), future.fingerprint(static_cast<std::size_t>(p)), "sequence ", scheduled.id,
                  " at position ", p);
+      sampled.resize(sampled.size() + static_cast<std::size_t>(scheduled.num_scored), kMeansNothing);
       if (!scheduled.samples) continue;
       sampled.push_back(next_token(attended(scheduled.row, scheduled.sampled_position() - 1), scheduled.id));
       last_sampled_.at(static_cast<std::size_t>(scheduled.row)) = sampled.back();

@@ -25,7 +25,8 @@ class Simulation {
     std::size_t num_prompt_tokens = 0;
     StopRules stop;
     std::string salt;
-    bool later = false;  // the host brings its tokens
+    bool later = false;            // the host brings its tokens
+    std::int32_t next_scored = 0;  // of the prompt's tokens; 0: none
   };
   struct Finished {
     std::vector<TokenId> tokens;
@@ -38,7 +39,7 @@ class Simulation {
   // later: of a sequence that asks, the host brings the tokens; release() it once, to begin with.
   void add(const SequenceSpec& spec, bool later = false) {
     scheduler.add(spec);
-    living[spec.id] = {spec.prompt, spec.prompt.size(), spec.stop, spec.cache_salt, later};
+    living[spec.id] = {spec.prompt, spec.prompt.size(), spec.stop, spec.cache_salt, later, spec.first_scored};
     device.futures.emplace(spec.id, Future(spec.id, spec.prompt, spec.cache_salt));
   }
   void fork(SequenceId parent, SequenceId child) {
@@ -46,6 +47,7 @@ class Simulation {
     const Living& source = living.at(parent);
     device.futures.emplace(child, Future(child, source.tokens, source.salt));
     living[child] = source;
+    living[child].next_scored = 0;
   }
   void remove(SequenceId id) {
     CHECK(scheduler.remove(id));
@@ -104,8 +106,10 @@ class Simulation {
     std::vector<TokenId> sampled = device.run();
     auto next = sampled.begin();
     for (const ScheduledSequence& scheduled : plan.sequences) {
-      if (!scheduled.samples) continue;
+      next += scheduled.num_scored;
       const auto position = living.find(scheduled.id);
+      if (scheduled.num_scored > 0 && position != living.end()) take_scores(scheduled, position->second);
+      if (!scheduled.samples) continue;
       if (position != living.end() && position->second.later) owed[scheduled.id] = std::exchange(*next, kTokenLater);
       ++next;
     }
@@ -190,6 +194,7 @@ class Simulation {
   void check_plan(const StepPlan& plan) {
     CHECK(plan.num_tokens <= config_.max_num_batched_tokens, plan.num_tokens);
     CHECK(std::ssize(plan.sequences) <= config_.max_num_sequences);
+    CHECK(plan.num_logits_rows <= config_.max_num_sequences, plan.num_logits_rows);
     const bool any_held =
         std::any_of(living.begin(), living.end(), [&](const auto& each) { return scheduler.find(each.first)->held; });
     if (plan.sequences.empty()) CHECK(living.empty() || can_commit() || any_held, "nobody advances");
@@ -219,7 +224,7 @@ class Simulation {
     CHECK_EQ(batch.num_tokens, plan.num_tokens);
     CHECK_EQ(std::ptrdiff_t{batch.num_sequences}, std::ssize(plan.sequences));
     CHECK_EQ(batch.query_start[0], 0);
-    std::size_t num_sampled = 0;
+    std::size_t num_logits_rows = 0;
     std::int32_t num_decodes = 0;
     for (std::size_t i = 0; i < plan.sequences.size(); ++i) {
       const ScheduledSequence& scheduled = plan.sequences[i];
@@ -233,12 +238,24 @@ class Simulation {
       num_decodes += batch.is_decode[i];
       if (!is_decode) CHECK(std::cmp_less_equal(batch.seq_lens[i], sequence.num_prompt_tokens), "mixes two kernels");
       CHECK_EQ(scheduled.samples, std::cmp_equal(batch.seq_lens[i], num_tokens_after_flight(scheduled.id)));
+      for (std::int32_t token = scheduled.first_scored; token < scheduled.first_scored + scheduled.num_scored;
+           ++token) {
+        CHECK_EQ(std::ptrdiff_t{batch.sampled_table_rows[num_logits_rows]}, std::ssize(batch.sampled_table_rows));
+        CHECK_EQ(batch.positions[static_cast<std::size_t>(batch.logits_rows[num_logits_rows++])], token - 1);
+      }
       if (!scheduled.samples) continue;
-      CHECK_EQ(batch.sampled_table_rows[num_sampled], scheduled.row);
-      CHECK_EQ(batch.logits_rows[num_sampled++], batch.query_start[i + 1] - 1);
+      CHECK_EQ(batch.sampled_table_rows[num_logits_rows], scheduled.row);
+      CHECK_EQ(batch.logits_rows[num_logits_rows++], batch.query_start[i + 1] - 1);
     }
     CHECK_EQ(batch.num_decodes, num_decodes);
-    CHECK_EQ(static_cast<std::size_t>(batch.num_logits_rows), num_sampled);
+    CHECK_EQ(static_cast<std::size_t>(batch.num_logits_rows), num_logits_rows);
+  }
+
+  // Each token from the first one on, once and in order.
+  static void take_scores(const ScheduledSequence& scheduled, Living& sequence) {
+    CHECK_EQ(scheduled.first_scored, sequence.next_scored, "sequence ", scheduled.id);
+    sequence.next_scored += scheduled.num_scored;
+    CHECK(std::cmp_less_equal(sequence.next_scored, sequence.num_prompt_tokens));
   }
 
   void check_tokens(const ScheduledSequence& scheduled, const StepBatch& batch, std::int32_t first) const {
@@ -257,6 +274,8 @@ class Simulation {
     const auto position = living.find(event.id);
     CHECK(position != living.end(), "a token of unknown sequence ", event.id);
     Living& sequence = position->second;
+    CHECK(sequence.next_scored == 0 || std::cmp_greater_equal(sequence.next_scored, sequence.num_prompt_tokens),
+          "a token has come before the prompt was scored");
     sequence.tokens.push_back(event.token);
     CHECK(event.finish_reason == finish_reason(sequence, event.token));
     if (event.finish_reason == FinishReason::kNone) return;

@@ -68,6 +68,7 @@ class RandomTraffic {
     if (below(3) == 0) spec.stop.stop_token_ids = {below(3)};
     spec.priority = below(3);
     spec.cache_salt = std::string(static_cast<std::size_t>(below(3)), 's');
+    if (below(3) == 0) spec.first_scored = 1 + below(num_prompt_tokens + 1);
     spec.asks = below(4) == 0;
     const bool later = spec.asks && below(2) == 0;
     simulation_.add(spec, later);

@@ -21,6 +21,12 @@ const StepBatch& BatchBuilder::build(const StepPlan& plan, std::span<Sequence* c
     batch_.block_table_rows[i] = scheduled.row;
     batch_.is_decode[i] = scheduled.num_computed_tokens >= sequence.num_prompt_tokens ? 1 : 0;
     batch_.num_decodes += batch_.is_decode[i];
+    for (std::int32_t scored = 0; scored < scheduled.num_scored; ++scored) {
+      const std::int32_t position = scheduled.first_scored + scored - 1;
+      const auto row = static_cast<std::size_t>(batch_.num_logits_rows++);
+      batch_.logits_rows[row] = batch_.query_start[i] + position - scheduled.num_computed_tokens;
+      batch_.sampled_table_rows[row] = static_cast<std::int32_t>(batch_.sampled_table_rows.size());  // nobody's
+    }
     if (!scheduled.samples) continue;
     const auto sampled = static_cast<std::size_t>(batch_.num_logits_rows++);
     batch_.logits_rows[sampled] = batch_.num_tokens - 1;

@@ -131,7 +131,9 @@ bool BlockManager::is_writable(BlockId block) const {
 }
 
 void BlockManager::match_prefix(Sequence& sequence) const {
-  const std::int32_t num_candidates = num_cacheable_blocks(sequence, sequence.num_tokens() - 1);
+  const bool scores = sequence.next_scored < sequence.num_prompt_tokens;
+  const std::int32_t first_wanted = scores ? sequence.next_scored - 1 : sequence.num_tokens() - 1;
+  const std::int32_t num_candidates = num_cacheable_blocks(sequence, first_wanted);
   ContentId parent = sequence.root;
   for (std::int32_t i = 0; i < num_candidates; ++i) {
     const BlockId block = cache_.find(parent, block_tokens(sequence, i));

@@ -43,9 +43,9 @@ class BlockManager {
  public:
   explicit BlockManager(const BlockManagerConfig& config, BlockHash hash = hash_block);
 
-  // Gives a sequence that holds nothing all blocks for its tokens: the longest cached prefix, then new ones. The last
-  // token is never served from the cache, for its logits are wanted. Sets num_computed_tokens. False, with nothing
-  // changed, unless `num_spare_blocks` would stay free.
+  // Gives a sequence that holds nothing all blocks for its tokens: the longest cached prefix, then new ones. No
+  // token whose logits are wanted is served from the cache: the last one, and those before scored ones. Sets
+  // num_computed_tokens. False, with nothing changed, unless `num_spare_blocks` would stay free.
   bool admit(Sequence& sequence, std::int32_t num_spare_blocks);
 
   // Makes the num_new_tokens positions after the planned ones writable: new blocks, and a copy of the first one if it

@@ -80,6 +80,7 @@ std::unique_ptr<Sequence> Scheduler::make_sequence(SequenceSpec spec) {
   sequence->max_num_tokens = std::min(sequence->stop.max_total_tokens, max_num_tokens_);
   sequence->priority = spec.priority;
   sequence->asks = sequence->held = spec.asks;
+  if (spec.first_scored > 0) sequence->next_scored = spec.first_scored;
   sequence->root = blocks_.acquire_root(spec.cache_salt);
   return sequence;
 }
@@ -205,27 +206,33 @@ bool Scheduler::advance(std::size_t index) {
   Sequence& sequence = *running_[index];
   if (sequence.num_tokens() + sequence.num_pending_tokens >= sequence.max_num_tokens) return true;  // it surely ends
   const auto num_behind = static_cast<std::int32_t>(running_.size() - index - 1);
-  const std::int32_t num_scheduled_tokens = num_tokens_to_schedule(sequence, budget_left() - num_behind);
-  if (num_scheduled_tokens == 0) return true;  // it is held
+  const std::int32_t num_scheduled_tokens = num_tokens_to_schedule(sequence, budget_left() - num_behind, num_behind);
+  if (num_scheduled_tokens == 0) return true;  // it is held, or finds no row of logits
   if (!blocks_.grow(sequence, num_scheduled_tokens, plan_->block_copies)) return false;
   append_to_plan(sequence, num_scheduled_tokens);
   return true;
 }
 
 void Scheduler::admit_waiting() {
-  while (!waiting_.empty() && !free_rows_.empty() && budget_left() > 0) {
+  while (!waiting_.empty() && !free_rows_.empty() && budget_left() > 0 &&
+         plan_->num_logits_rows < config_.max_num_sequences) {
     Sequence& sequence = waiting_.front();
     if (!blocks_.admit(sequence, num_running())) return;
     waiting_.remove(sequence, step_);
     start_running(sequence);
     num_cached_tokens_ += sequence.num_computed_tokens;
-    const std::int32_t num_scheduled_tokens = num_tokens_to_schedule(sequence, budget_left());
+    const std::int32_t num_scheduled_tokens = num_tokens_to_schedule(sequence, budget_left(), 0);
     if (num_scheduled_tokens > 0) append_to_plan(sequence, num_scheduled_tokens);  // else it is held
   }
 }
 
-std::int32_t Scheduler::num_tokens_to_schedule(const Sequence& sequence, std::int32_t budget) const {
+std::int32_t Scheduler::num_tokens_to_schedule(const Sequence& sequence, std::int32_t budget,
+                                               std::int32_t num_behind) const {
   const std::int32_t position = sequence.num_planned_tokens();
+  if (sequence.next_scored < sequence.num_prompt_tokens) {
+    const std::int32_t num_unscored = std::max(0, sequence.next_scored - 1 - position);
+    budget = std::min(budget, num_unscored + config_.max_num_sequences - plan_->num_logits_rows - num_behind);
+  }
   const std::int32_t known = sequence.num_tokens() + sequence.num_pending_tokens;
   const std::int32_t last = sequence.held ? known - 1 : known;
   const std::int32_t end = position < sequence.num_prompt_tokens ? std::min(sequence.num_prompt_tokens, last) : last;
@@ -236,12 +243,22 @@ void Scheduler::append_to_plan(Sequence& sequence, std::int32_t num_scheduled_to
   const std::int32_t position = sequence.num_planned_tokens();
   const bool samples = position + num_scheduled_tokens == sequence.num_tokens() + sequence.num_pending_tokens;
   plan_->sequences.push_back({sequence.id, sequence.row, position, num_scheduled_tokens, samples});
+  ScheduledSequence& scheduled = plan_->sequences.back();
+  if (sequence.next_scored < sequence.num_prompt_tokens) plan_scores(sequence, scheduled);
   plan_->num_tokens += num_scheduled_tokens;
-  plan_->num_logits_rows += samples ? 1 : 0;
+  plan_->num_logits_rows += scheduled.num_logits_rows();
   sequence.num_scheduled_tokens += num_scheduled_tokens;
   sequence.num_pending_tokens += samples ? 1 : 0;
   sequence.held |= sequence.asks && samples;
   ++sequence.num_steps_in_flight;
+}
+
+// Of the prompt's tokens whose predecessors are in the chunk. Those of steps in flight lie before it.
+void Scheduler::plan_scores(const Sequence& sequence, ScheduledSequence& scheduled) {
+  const std::int32_t begin = std::max(sequence.next_scored, scheduled.num_computed_tokens + 1);
+  const std::int32_t end = std::min(scheduled.sampled_position() + 1, sequence.num_prompt_tokens);
+  scheduled.first_scored = begin;
+  scheduled.num_scored = std::max(0, end - begin);
 }
 
 // The sequence holds its blocks already.
@@ -294,6 +311,7 @@ void Scheduler::commit(const StepPlan& plan, std::span<const TokenId> sampled, s
   for (const ScheduledSequence& scheduled : plan.sequences) {
     Sequence& sequence = at_row(scheduled.row);
     commit_counts(sequence, scheduled);
+    num_used += static_cast<std::size_t>(scheduled.num_scored);
     blocks_.seal(sequence, retired_blocks);
     if (scheduled.samples) {
       const TokenId token = sampled[num_used++];
@@ -309,6 +327,7 @@ void Scheduler::commit_counts(Sequence& sequence, const ScheduledSequence& sched
   --sequence.num_steps_in_flight;
   sequence.num_scheduled_tokens -= scheduled.num_scheduled_tokens;
   sequence.num_pending_tokens -= scheduled.samples ? 1 : 0;
+  if (scheduled.num_scored > 0) sequence.next_scored = scheduled.first_scored + scheduled.num_scored;
   // What was computed from dropped tokens does not count.
   sequence.num_computed_tokens =
       std::min(sequence.num_computed_tokens + scheduled.num_scheduled_tokens, sequence.num_tokens());

@@ -28,6 +28,9 @@
 // for the last token, then it stands still, with its row and blocks, and nobody waits for it. A token that the host
 // itself chooses, from logits, comes in with supply(), in a step or between two.
 //
+// Logits rows are as many as sequences may run. Where prompt tokens are scored, each takes one: a long prompt is then
+// computed in chunks of what the others leave.
+//
 // Starvation bound: a sequence is promoted after max_wait_steps steps in the queue. From then on only those running at
 // that moment and those that arrived earlier can be before it, each for at most max_model_len steps at a time.
 //
@@ -130,11 +133,12 @@ class Scheduler {
   bool schedule_running();
   bool advance(std::size_t index);
   void admit_waiting();
-  std::int32_t num_tokens_to_schedule(const Sequence& sequence, std::int32_t budget) const;
+  std::int32_t num_tokens_to_schedule(const Sequence& sequence, std::int32_t budget, std::int32_t num_behind) const;
   void append_to_plan(Sequence& sequence, std::int32_t num_scheduled_tokens);
   void start_running(Sequence& sequence);
   void stop_running(Sequence& sequence);
   void preempt_least_urgent();
+  static void plan_scores(const Sequence& sequence, ScheduledSequence& scheduled);
   void take_sample(Sequence& sequence, TokenId token, std::vector<TokenEvent>& events);
   void commit_counts(Sequence& sequence, const ScheduledSequence& scheduled);
   TokenEvent accept(Sequence& sequence, TokenId token);

@@ -35,7 +35,10 @@ struct SequenceSpec {
   StopRules stop = {};
   std::int32_t priority = 0;    // the lower, the more urgent
   std::string cache_salt = {};  // only sequences of equal salt share cached blocks
-  bool asks = false;            // may not sample a token before Scheduler::release() says so, each time
+  // Of the prompt's tokens from this one on the model's logits are wanted, which lie in the rows of the tokens before
+  // them; 0: of none. Tokens that far are not served from the cache.
+  std::int32_t first_scored = 0;
+  bool asks = false;  // may not sample a token before Scheduler::release() says so, each time
 };
 
 enum class SequenceStatus : std::uint8_t { kWaiting, kRunning, kFinished };
@@ -52,6 +55,8 @@ struct Sequence {
   std::int32_t num_cached_tokens = 0;     // prompt tokens that the prefix cache served at the first admission
   std::int32_t max_num_tokens = 0;        // it ends when it has so many
   SequenceStatus status = SequenceStatus::kWaiting;
+  // The first prompt token still to be scored; num_prompt_tokens or more: none.
+  std::int32_t next_scored = std::numeric_limits<std::int32_t>::max();
   bool asks = false;
   bool held = false;          // its last token is not to be scheduled
   bool awaits_token = false;  // all is computed; the host brings the next token

@@ -46,7 +46,8 @@ struct StepBatch {
   std::vector<std::int32_t> is_decode;         // [max_num_sequences] 1 where the scheduled tokens were generated
   std::vector<std::int32_t> block_tables;  // [max_num_sequences, block_table_stride]; past its blocks a row is stale
   std::vector<std::int32_t> logits_rows;   // [max_num_sequences] last scheduled token of each sequence that samples
-  std::vector<std::int32_t> sampled_table_rows;     // [max_num_sequences] row of block_tables of each that samples
+  // [max_num_sequences] row of block_tables of each that samples; max_num_sequences for logits that only score a prompt
+  std::vector<std::int32_t> sampled_table_rows;
   std::vector<std::int32_t> changed_table_entries;  // flat indices of what this build wrote into block_tables
   std::int32_t block_table_stride;
 };

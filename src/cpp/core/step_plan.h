@@ -17,6 +17,10 @@ struct ScheduledSequence {
   std::int32_t num_computed_tokens = 0;   // before this step, once those in flight before it are done
   std::int32_t num_scheduled_tokens = 0;  // query_len
   bool samples = false;                   // false in mid-prefill
+  std::int32_t num_scored = 0;            // logits rows of prompt tokens, before the one that samples
+  std::int32_t first_scored = 0;          // the first of these tokens; its logits are in the row before it
+
+  std::int32_t num_logits_rows() const { return num_scored + (samples ? 1 : 0); }
 
   // Of the token it samples in this step, if it does.
   std::int32_t sampled_position() const { return num_computed_tokens + num_scheduled_tokens; }
