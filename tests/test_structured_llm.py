@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import threading
 from collections.abc import Iterator
@@ -94,6 +95,28 @@ def test_the_answer_does_not_depend_on_the_batch(llm: paged.LLM) -> None:
     others = [SamplingParams(max_tokens=30, seed=9)] * 4
     batch = llm.generate([[5, 6, seed + 3] for seed in range(4)] + [[11]] * 4, params + others, use_tqdm=False)
     assert [answer.token_ids for answer in batch[:4]] == [answer.token_ids for answer in alone]
+
+
+def test_logprobs_are_of_what_the_grammar_allows_or_of_the_model(llm: paged.LLM) -> None:
+    grammar_of = StructuredOutputsParams(choice=["yes", "no, never"])
+    answers = [
+        llm.generate(
+            [5],
+            SamplingParams(
+                temperature=1.0, seed=1, max_tokens=20, structured_outputs=grammar_of, logprobs=320, logprobs_mode=mode
+            ),
+        )
+        for mode in ("processed_logprobs", "raw_logprobs")
+    ]  # fmt: skip
+    assert answers[0].token_ids == answers[1].token_ids
+    processed, raw = (answer.logprobs or [] for answer in answers)
+    assert len(processed) == len(raw) == len(answers[0].token_ids)
+    for of_grammar, of_model in zip(processed, raw, strict=True):
+        kept = [token for token, found in of_grammar.items() if found.logprob > -math.inf]
+        assert 0 < len(kept) < 10 and all(found.logprob > -math.inf for found in of_model.values())
+        share = math.log(sum(math.exp(of_model[token].logprob) for token in kept))
+        for token in kept:
+            assert of_grammar[token].logprob == pytest.approx(of_model[token].logprob - share, abs=1e-3)
 
 
 def test_stop_strings_cut_it(llm: paged.LLM) -> None:

@@ -11,7 +11,7 @@ from paged.async_llm import AsyncLLM
 from paged.handle import Handle
 from paged.llm import LLM
 from paged.metrics import Stats
-from paged.outputs import Chunk, Completion, RequestError, Timings
+from paged.outputs import Chunk, Completion, Logprob, RequestError, Timings
 from paged.sampling import SamplingParams
 from paged.structured import StructuredOutputsParams
 from paged.text.tool_calls import ToolCall
@@ -25,6 +25,7 @@ __all__ = [
     "EngineClosedError",
     "Handle",
     "InternalError",
+    "Logprob",
     "RequestError",
     "SamplingParams",
     "Stats",

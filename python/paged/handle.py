@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
 from paged import _C
+from paged.logprobs import prompt_logprobs, token_logprobs
 from paged.notifier import Notifiers
 from paged.outputs import Chunk, Completion, RequestError, Timings
 
@@ -163,14 +164,16 @@ class Handle:
         return self._request.wait_finished(timeout)
 
     def _completion(self) -> Completion:
-        text, token_ids, reason = self._request.answer()
+        text, token_ids, reason, scores = self._request.answer()
         assert reason is not None  # it has finished
         queued, first, total = (seconds if seconds >= 0 else None for seconds in self._request.timings)
         timings = Timings(queued, first, total, self._request.token_seconds)
         error = self._request.error or None
         return Completion(
-            text, token_ids, reason, self._num_prompt_tokens, self._request.num_cached_tokens, timings, error
-        )
+            text, token_ids, reason, self._num_prompt_tokens, self._request.num_cached_tokens, timings, error,
+            logprobs=token_logprobs(scores),
+            prompt_logprobs=prompt_logprobs(self._request.prompt_scores(), self._num_prompt_tokens),
+        )  # fmt: skip
 
     def _checked_completion(self) -> Completion:
         completion = self._completion()
@@ -193,7 +196,8 @@ class Handle:
         return chunk if chunk.token_ids or self._ended else None
 
     def _take(self) -> Chunk:
-        return Chunk(*self._request.take())
+        text, token_ids, reason, scores = self._request.take()
+        return Chunk(text, token_ids, reason, logprobs=token_logprobs(scores))
 
     async def _result_async(self) -> Completion:
         await self._ready(until_finished=True)

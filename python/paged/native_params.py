@@ -32,6 +32,10 @@ def native_params(
         if tokenizer is None:
             raise ValueError("bad_words needs a tokenizer, and this model has none")
         native.bad_words = [list(ids) for ids in bad_word_token_ids(params.bad_words, tokenizer)]
+    native.num_logprobs = -1 if params.logprobs is None else params.logprobs
+    native.num_prompt_logprobs = -1 if params.prompt_logprobs is None else params.prompt_logprobs
+    native.first_prompt_logprob = params.prompt_logprobs_start
+    native.logprobs_mode = params.logprobs_mode
     native.max_tokens = params.max_tokens or _MAX_INT32
     ends: frozenset[int] = frozenset() if params.ignore_eos else end_token_ids
     native.stop_token_ids = sorted(ends.union(params.stop_token_ids))

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,18 @@ if TYPE_CHECKING:
     from paged.text.tool_calls import ToolCall
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+class Logprob(NamedTuple):
+    """Of one token at one position: its value, as `SamplingParams.logprobs_mode` says, and how many tokens are at least
+    as likely there, itself included."""
+
+    logprob: float
+    rank: int
+
+
+TokenLogprobs = dict[int, Logprob]
+"""By token id: the token that is there, first, and the most likely ones in falling order."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +51,15 @@ class Timings:
 
 @dataclass(frozen=True)
 class Chunk:
-    """What has come since the last chunk of a stream: whole characters only, several tokens when the reader lags."""
+    """What has come since the last chunk of a stream: whole characters only, several tokens when the reader lags.
+
+    `logprobs` are of each of token_ids, if `SamplingParams.logprobs` asked for them."""
 
     text: str
     token_ids: list[int]
     finish_reason: FinishReason | None
     tool_calls: list[ToolCall] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +74,8 @@ class Completion:
         timings: seconds to the first token and to the end.
         error: what went wrong if finish_reason is "error".
         tool_calls: of a chat with tools; `text` is what stands outside of them.
+        logprobs: of each of token_ids, if `SamplingParams.logprobs` asked for them.
+        prompt_logprobs: of each token of the prompt, if asked for; None where there is none, as for the first token.
     """
 
     text: str
@@ -69,6 +86,15 @@ class Completion:
     timings: Timings
     error: str | None = None
     tool_calls: list[ToolCall] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+
+    @property
+    def cumulative_logprob(self) -> float | None:
+        """The sum over token_ids; None unless logprobs were asked for."""
+        if self.logprobs is None:
+            return None
+        return sum(of_token[token].logprob for token, of_token in zip(self.token_ids, self.logprobs, strict=True))
 
     def __str__(self) -> str:
         return self.text

@@ -5,9 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from paged.guide import Guide, LogitsProcessor
 from paged.structured import StructuredOutputsParams
+
+LogprobsMode = Literal["raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"]
 
 _MAX_INT32 = 2**31 - 1
 
@@ -36,6 +39,11 @@ class SamplingParams:
         ignore_eos: go on past the model's end-of-sequence ids.
         structured_outputs: what the whole text must be: JSON of a schema, a match of a regular expression, ... A text
             that max_tokens cuts off is a beginning of it.
+        logprobs: give the log-probability of each token, and of this many most likely ones; None: none.
+        prompt_logprobs: the same of each token of the prompt but the first.
+        prompt_logprobs_start: from this token of the prompt on; what is before it may come from the prefix cache.
+        logprobs_mode: "raw_logprobs", of the model's own logits; "processed_logprobs", of what a token is drawn from,
+            after all the settings above (of a prompt, always the model's own); or the logits themselves of either.
         guide: makes the `paged.guide.Guide` that says before each token what may come; called once, on another thread.
         logits_processors: called in turn before each token, on another thread, with the tokens generated so far and
             the model's logits, float32 [vocab_size]; each returns the logits to use. All other settings still apply.
@@ -63,6 +71,10 @@ class SamplingParams:
     ignore_eos: bool = False
     include_stop_str_in_output: bool = False
     structured_outputs: StructuredOutputsParams | None = None
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    prompt_logprobs_start: int = 1
+    logprobs_mode: LogprobsMode = "raw_logprobs"
     guide: Callable[[], Guide] | None = None
     logits_processors: Sequence[LogitsProcessor] = ()
 
@@ -116,6 +128,15 @@ class SamplingParams:
                 )
             if self.guide is not None:
                 raise ValueError("structured_outputs and guide both say what may come next: give one of them")
+        if self.logprobs is not None:
+            _check_int("logprobs", self.logprobs, 0)
+        if self.prompt_logprobs is not None:
+            _check_int("prompt_logprobs", self.prompt_logprobs, 0)
+        _check_int("prompt_logprobs_start", self.prompt_logprobs_start, 1)
+        if self.logprobs_mode not in get_args(LogprobsMode):
+            raise ValueError(
+                f"logprobs_mode must be one of {', '.join(get_args(LogprobsMode))}, got {self.logprobs_mode!r}"
+            )
         for callback in (*([] if self.guide is None else [self.guide]), *self.logits_processors):
             if not callable(callback):
                 raise TypeError(f"guide and logits_processors take callables, got {callback!r}")

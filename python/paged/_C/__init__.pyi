@@ -12,6 +12,8 @@ from paged.outputs import FinishReason
 from . import ops as ops
 
 Int32Array = npt.NDArray[np.int32]
+ScoreArrays = tuple[Int32Array, npt.NDArray[np.float32], Int32Array]
+"""ids, values, ranks: [tokens, 1 + logprobs] each, the token's own first."""
 
 class InternalError(RuntimeError):
     """A bug in paged. The engine that meets one fails and must be rebuilt."""
@@ -159,6 +161,10 @@ class SamplingParams:
     logit_bias: Sequence[tuple[int, float]]
     allowed_token_ids: Sequence[int]
     bad_words: Sequence[Sequence[int]]
+    num_logprobs: int
+    num_prompt_logprobs: int
+    first_prompt_logprob: int
+    logprobs_mode: str
     seed: int
     max_tokens: int
     min_tokens: int
@@ -189,8 +195,9 @@ class Request:
     def wait_finished(self, timeout: float | None = None) -> bool: ...
     def ready(self, *, until_finished: bool) -> bool: ...
     def notify(self, queue: NewsQueue, *, until_finished: bool) -> None: ...
-    def take(self) -> tuple[str, list[int], FinishReason | None]: ...
-    def answer(self) -> tuple[str, list[int], FinishReason | None]: ...
+    def take(self) -> tuple[str, list[int], FinishReason | None, ScoreArrays | None]: ...
+    def answer(self) -> tuple[str, list[int], FinishReason | None, ScoreArrays | None]: ...
+    def prompt_scores(self) -> tuple[int, ScoreArrays] | None: ...
 
 class GuideQuestion:
     @property

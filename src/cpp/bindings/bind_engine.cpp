@@ -2,6 +2,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <array>
 #include <chrono>
 #include <limits>
 #include <memory>
@@ -44,10 +46,41 @@ bool wait_interruptibly(Request& request, std::optional<double> timeout, bool un
   }
 }
 
-py::tuple as_tuple(const Delta& delta) {
-  py::object reason = py::none();
+constexpr std::array<const char*, 4> kLogprobsModes = {"raw_logprobs", "processed_logprobs", "raw_logits",
+                                                       "processed_logits"};
+
+LogprobsMode logprobs_mode_of(const std::string& name) {
+  const auto found = std::find(kLogprobsModes.begin(), kLogprobsModes.end(), name);
+  PAGED_CHECK(found != kLogprobsModes.end(),
+              "logprobs_mode must be raw_logprobs, processed_logprobs, raw_logits or processed_logits, got ", name);
+  return static_cast<LogprobsMode>(found - kLogprobsModes.begin());
+}
+
+// (ids, values, ranks), each [tokens, 1 + num_top].
+py::tuple arrays_of(const std::vector<ScoredToken>& scores, std::int32_t num_top) {
+  const py::ssize_t cols = num_top + 1, rows = std::ssize(scores) / cols;
+  py::array_t<std::int32_t> ids({rows, cols}), ranks({rows, cols});
+  py::array_t<float> values({rows, cols});
+  for (std::size_t i = 0; i < scores.size(); ++i) {
+    ids.mutable_data()[i] = scores[i].id;
+    ranks.mutable_data()[i] = scores[i].rank;
+    values.mutable_data()[i] = scores[i].value;
+  }
+  return py::make_tuple(ids, values, ranks);
+}
+
+py::tuple as_tuple(const Request& request, const Delta& delta) {
+  py::object reason = py::none(), scores = py::none();
   if (delta.finish_reason != FinishReason::kNone) reason = py::str(name_of(delta.finish_reason));
-  return py::make_tuple(py::str(delta.text), py::cast(delta.token_ids), reason);
+  const std::int32_t num_logprobs = request.spec().sampling.num_logprobs;
+  if (num_logprobs >= 0) scores = arrays_of(delta.scores, num_logprobs);
+  return py::make_tuple(py::str(delta.text), py::cast(delta.token_ids), reason, scores);
+}
+
+py::object prompt_scores_of(const Request& request) {
+  const SamplingParams& params = request.spec().sampling;
+  if (params.num_prompt_logprobs < 0) return py::none();
+  return py::make_tuple(params.first_prompt_logprob, arrays_of(request.prompt_scores(), params.num_prompt_logprobs));
 }
 
 void bind_request(py::module_& module) {
@@ -63,6 +96,13 @@ void bind_request(py::module_& module) {
       .def_readwrite("logit_bias", &SamplingParams::logit_bias)
       .def_readwrite("allowed_token_ids", &SamplingParams::allowed_token_ids)
       .def_readwrite("bad_words", &SamplingParams::bad_words)
+      .def_readwrite("num_logprobs", &SamplingParams::num_logprobs)
+      .def_readwrite("num_prompt_logprobs", &SamplingParams::num_prompt_logprobs)
+      .def_readwrite("first_prompt_logprob", &SamplingParams::first_prompt_logprob)
+      .def_property(
+          "logprobs_mode",
+          [](const SamplingParams& self) { return kLogprobsModes[static_cast<std::size_t>(self.logprobs_mode)]; },
+          [](SamplingParams& self, const std::string& name) { self.logprobs_mode = logprobs_mode_of(name); })
       .def_readwrite("seed", &SamplingParams::seed)
       .def_readwrite("max_tokens", &SamplingParams::max_tokens)
       .def_readwrite("min_tokens", &SamplingParams::min_tokens)
@@ -100,11 +140,13 @@ void bind_request(py::module_& module) {
       .def("notify", &Request::notify, py::arg("queue"), py::kw_only(), py::arg("until_finished"),
            "Pushes the id to the queue, once, as soon as it is ready.")
       .def(
-          "take", [](Request& self) { return as_tuple(self.take()); },
-          "(text, token_ids, finish_reason or None): what has come since the last call.")
+          "take", [](Request& self) { return as_tuple(self, self.take()); },
+          "(text, token_ids, finish_reason or None, scores of the tokens or None): what has come since the last call.")
       .def(
-          "answer", [](const Request& self) { return as_tuple(self.answer()); },
-          "(text, token_ids, finish_reason or None): all that has come.");
+          "answer", [](const Request& self) { return as_tuple(self, self.answer()); },
+          "(text, token_ids, finish_reason or None, scores of the tokens or None): all that has come.")
+      .def("prompt_scores", &prompt_scores_of,
+           "(the first prompt token scored, scores of those so far), or None: not asked for.");
 }
 
 GuideKind guide_kind_of(const std::string& name) {

@@ -28,8 +28,8 @@ void answer_mask(GuideDesk& desk, const GuideQuestion& question, const MaskArray
 TokenId sample(GuideDesk& desk, GuideQuestion& question, const FloatArray& logits) {
   PAGED_CHECK(question.sample != nullptr, "this question is not answered with logits");
   PAGED_CHECK(logits.ndim() == 1, "logits have one dimension, got ", logits.ndim());
-  question.sample->logits.assign(logits.data(), logits.data() + logits.size());
-  return desk.sample(*question.sample);
+  std::vector<float> processed(logits.data(), logits.data() + logits.size());
+  return desk.sample(*question.sample, processed);
 }
 
 py::object logits_of(const GuideQuestion& question) {
@@ -59,7 +59,9 @@ void bind_guide(py::module_& module) {
       .def(
           "answer_token",
           [](GuideDesk& desk, const GuideQuestion& question, TokenId token) {
-            desk.answer({question.id, GuideAnswer::Kind::kToken, {}, token});
+            std::vector<ScoredToken> scores;
+            if (question.sample != nullptr) scores = question.sample->scores;
+            desk.answer({question.id, GuideAnswer::Kind::kToken, {}, token, std::move(scores)});
           },
           py::arg("question"), py::arg("token"))
       .def(
@@ -69,7 +71,7 @@ void bind_guide(py::module_& module) {
       .def(
           "answer_error",
           [](GuideDesk& desk, const GuideQuestion& question, std::string text) {
-            desk.answer({question.id, GuideAnswer::Kind::kError, {}, 0, std::move(text)});
+            desk.answer({question.id, GuideAnswer::Kind::kError, {}, 0, {}, std::move(text)});
           },
           py::arg("question"), py::arg("text"));
 }

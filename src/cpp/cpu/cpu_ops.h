@@ -21,6 +21,8 @@ void gated_activation(ThreadPool& threads, const GatedActivationParams& params);
 void gather_rows(ThreadPool& threads, const GatherRowsParams& params);
 void softcap(ThreadPool& threads, const SoftcapParams& params);
 void sample(ThreadPool& threads, const SampleParams& params);
+// The smallest logit that sampling keeps of a row that is a distribution; the workspace is one thread's.
+float least_kept_logit(const float* logits, std::int64_t vocab_size, const SamplingRow& how, void* workspace);
 void copy_blocks(ThreadPool& threads, const CopyBlocksParams& params);
 
 std::int64_t attention_workspace_bytes(int max_tokens, int num_heads, int head_dim, int max_seq_len);

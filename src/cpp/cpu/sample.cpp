@@ -154,13 +154,12 @@ std::int64_t collect_likely(const Row& row, double total) {
                            0, &next);
 }
 
-std::int32_t sample_row(const Row& row) {
-  const float largest = kernels().row_max(row.logits, row.vocab);
-  if (!std::isfinite(largest)) return kNoToken;
-  if (row.how.temperature <= 0.0f) return first_at_least(row, largest);
-  const bool top_k = row.how.top_k > 0 && row.how.top_k < row.vocab;
-  const bool top_p = row.how.top_p < 1.0f;
-  const double fraction = uniform(row.how.seed, row.how.position);
+bool has_top_k(const Row& row) { return row.how.top_k > 0 && row.how.top_k < row.vocab; }
+
+// Writes the weights of all, and which ids top-k and top-p keep, if there are any: else none. Returns how many. `total`
+// is the mass of all.
+std::int64_t weigh_and_cut(const Row& row, float largest, double& total) {
+  const bool top_k = has_top_k(row);
   std::int64_t count = 0;
   if (top_k) {
     std::int64_t next = 0;
@@ -170,13 +169,22 @@ std::int32_t sample_row(const Row& row) {
   // Bounded, so that a vanishing temperature leaves the largest logit with weight 1 instead of 0 * infinity.
   const float inverse = std::min(1.0f / row.how.temperature, std::numeric_limits<float>::max());
   kernels().exp_row({row.logits, row.vocab, largest, inverse, row.work.weights, row.work.block_sums});
-  const auto* sums = row.work.block_sums;
-  double total = 0.0;
-  for (std::int64_t block = 0; block * kSumBlock < row.vocab; ++block) total += sums[block];
-  if (!top_k && !top_p) return pick_any(row, fraction, total);
+  total = 0.0;
+  for (std::int64_t block = 0; block * kSumBlock < row.vocab; ++block) total += row.work.block_sums[block];
+  if (!(row.how.top_p < 1.0f)) return count;
   if (!top_k) count = collect_likely(row, total);
-  if (top_p) count = apply_top_p(row, count, top_k ? mass_of(row.work, count) : total);
-  return pick(row.work, count, fraction);
+  return apply_top_p(row, count, top_k ? mass_of(row.work, count) : total);
+}
+
+std::int32_t sample_row(const Row& row) {
+  const float largest = kernels().row_max(row.logits, row.vocab);
+  if (!std::isfinite(largest)) return kNoToken;
+  if (row.how.temperature <= 0.0f) return first_at_least(row, largest);
+  const double fraction = uniform(row.how.seed, row.how.position);
+  double total;
+  const std::int64_t count = weigh_and_cut(row, largest, total);
+  const bool cuts = has_top_k(row) || row.how.top_p < 1.0f;
+  return cuts ? pick(row.work, count, fraction) : pick_any(row, fraction, total);
 }
 
 }  // namespace
@@ -188,6 +196,15 @@ void sample(ThreadPool& threads, const SampleParams& params) {
     params.token_ids[row] =
         sample_row({logits, vocab, params.rows[row], workspace_of(params.workspace, thread, vocab)});
   });
+}
+
+float least_kept_logit(const float* logits, std::int64_t vocab_size, const SamplingRow& how, void* workspace) {
+  const Row row{logits, vocab_size, how, workspace_of(workspace, 0, vocab_size)};
+  double total;
+  const std::int64_t count = weigh_and_cut(row, kernels().row_max(logits, vocab_size), total);
+  float least = std::numeric_limits<float>::infinity();
+  for (std::int64_t i = 0; i < count; ++i) least = std::min(least, logits[row.work.ids[i]]);
+  return least;
 }
 
 std::int64_t sample_workspace_bytes(int num_threads, std::int64_t vocab_size) {

@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "engine/check_request.h"
 
+#include <algorithm>
+
 #include "base/check.h"
 
 namespace paged {
 namespace {
+
+constexpr std::int32_t kMaxLogprobs = 1024;  // the time to find them grows with their number
 
 void check_token(const char* name, TokenId id, std::int32_t vocab_size) {
   PAGED_CHECK(id >= 0 && id < vocab_size, name, " has token id ", id, "; this model's ids lie in [0, ", vocab_size,
@@ -42,6 +46,11 @@ void check_request(const RequestSpec& spec, std::int32_t vocab_size, bool has_to
   PAGED_CHECK(s.top_p > 0.0f && s.top_p <= 1.0f, "top_p must be in (0, 1], got ", s.top_p);
   PAGED_CHECK(s.top_k >= -1, "top_k must be -1 or 0 (all) or positive, got ", s.top_k);
   check_logits_params(s, vocab_size);
+  for (const std::int32_t count : {s.num_logprobs, s.num_prompt_logprobs})
+    PAGED_CHECK(count >= -1 && count <= std::min(vocab_size, kMaxLogprobs),
+                "logprobs and prompt_logprobs of a vocabulary of ", vocab_size, " must be in [0, ",
+                std::min(vocab_size, kMaxLogprobs), "], got ", count);
+  PAGED_CHECK(s.first_prompt_logprob >= 1, "prompt_logprobs can begin with token 1, got ", s.first_prompt_logprob);
   PAGED_CHECK(s.max_tokens >= 1, "max_tokens must be at least 1, got ", s.max_tokens);
   PAGED_CHECK(s.min_tokens >= 0 && s.min_tokens <= s.max_tokens,
               "min_tokens must be in [0, max_tokens = ", s.max_tokens, "], got ", s.min_tokens);

@@ -190,6 +190,7 @@ void Engine::admit(std::shared_ptr<Request> request) {
   sequence.stop.min_tokens = spec.sampling.min_tokens;
   sequence.stop.stop_token_ids = spec.sampling.stop_token_ids;
   sequence.asks = spec.guide != GuideKind::kNone;
+  if (spec.sampling.num_prompt_logprobs >= 0) sequence.first_scored = spec.sampling.first_prompt_logprob;
   scheduler_->add(std::move(sequence));
   TextStream text(spec.sampling.stop, spec.sampling.include_stop_str_in_output);
   const SequenceId id = request->id();
@@ -218,6 +219,7 @@ void Engine::write_sampling_rows(const StepPlan& plan, InFlight& step) {
   sampling_rows_.clear();
   extras_.clear();
   for (const ScheduledSequence& scheduled : plan.sequences) {
+    if (scheduled.num_scored > 0) write_prompt_scores(scheduled, step);
     RowState& state = row_states_[static_cast<std::size_t>(scheduled.row)];
     if (!scheduled.samples) {
       if (state.id != scheduled.id) live_.at(scheduled.id).request->mark_scheduled();
@@ -238,13 +240,29 @@ void Engine::write_extras(const ScheduledSequence& scheduled, Live& live, InFlig
   PAGED_INVARIANT(sequence.num_pending_tokens <= 2, "edits of logits know one step in flight");
   NextToken next{static_cast<std::int32_t>(std::ssize(sampling_rows_)) - 1,
                  scheduled.sampled_position() - sequence.num_prompt_tokens, pending ? scheduled.row : -1};
-  if (live.request->spec().guide != GuideKind::kToken) return live.policy->write(next, extras_);
+  const RequestSpec& spec = live.request->spec();
+  if (spec.guide != GuideKind::kToken) {
+    live.policy->write(next, extras_);
+    if (spec.sampling.num_logprobs >= 0) step.scores.push_back({scheduled.id, 1 + spec.sampling.num_logprobs, false});
+    return;
+  }
   extras_.exported.push_back(next.logits_row);
   auto sample = std::make_unique<HostSample>();
   sample->sampling = sampling_rows_.back();
   const std::int32_t logits_row = std::exchange(next.logits_row, 0);
   live.policy->write(next, sample->extras);
   step.exports.push_back({scheduled.id, logits_row, std::move(sample)});
+}
+
+void Engine::write_prompt_scores(const ScheduledSequence& scheduled, InFlight& step) {
+  const Live& live = live_.at(scheduled.id);
+  const RequestSpec& spec = live.request->spec();
+  for (std::int32_t i = 0; i < scheduled.num_scored; ++i) {
+    const TokenId token = spec.prompt[static_cast<std::size_t>(scheduled.first_scored + i)];
+    live.policy->write_prompt_score(static_cast<std::int32_t>(std::ssize(sampling_rows_)), token, extras_);
+    sampling_rows_.emplace_back();  // what it samples means nothing
+  }
+  step.scores.push_back({scheduled.id, scheduled.num_scored * (1 + spec.sampling.num_prompt_logprobs), true});
 }
 
 // The sequence samples there for the first time since it was admitted.
@@ -279,7 +297,34 @@ void Engine::finish_step() {
   events_.clear();
   scheduler_->commit(*step.plan, sampled, events_);
   stalled_ = false;
-  for (const TokenEvent& event : events_) deliver(event);
+  deliver_events(step);
+  ask_about_exports(step);
+  ++num_steps_;
+}
+
+void Engine::deliver_events(const InFlight& step) {
+  if (step.scores.empty()) {
+    for (const TokenEvent& event : events_) deliver(event, {});
+    return;
+  }
+  std::span<const ScoredToken> scores = executor_->extra_outputs().scores;
+  std::unordered_map<SequenceId, std::span<const ScoredToken>> of_sampled;
+  for (const InFlight::Scores& each : step.scores) {
+    const std::span<const ScoredToken> own = scores.first(static_cast<std::size_t>(each.count));
+    scores = scores.subspan(own.size());
+    const auto live = live_.find(each.id);
+    if (!each.of_prompt)
+      of_sampled[each.id] = own;
+    else if (live != live_.end())
+      live->second.request->append_prompt_scores(own);
+  }
+  for (const TokenEvent& event : events_) {
+    const auto own = of_sampled.find(event.id);
+    deliver(event, own == of_sampled.end() ? std::span<const ScoredToken>() : own->second);
+  }
+}
+
+void Engine::ask_about_exports(InFlight& step) {
   for (std::size_t i = 0; i < step.exports.size(); ++i) {
     const auto found = live_.find(step.exports[i].id);
     if (found == live_.end()) continue;
@@ -288,7 +333,6 @@ void Engine::finish_step() {
     step.exports[i].sample->logits.assign(logits.begin(), logits.end());
     ask_guide(*found->second.request, {}, std::move(step.exports[i].sample));
   }
-  ++num_steps_;
 }
 
 void Engine::ask_guide(const Request& request, std::vector<TokenId> tokens, std::unique_ptr<HostSample> sample) {
@@ -304,7 +348,7 @@ void Engine::take_answer(GuideAnswer& answer) {
     case GuideAnswer::Kind::kToken: {
       events_.clear();
       scheduler_->supply(answer.id, answer.token, events_);
-      for (const TokenEvent& event : events_) deliver(event, found->second);
+      for (const TokenEvent& event : events_) deliver(event, found->second, answer.scores);
       break;
     }
     case GuideAnswer::Kind::kStop: end(answer.id, FinishReason::kStop); break;
@@ -312,12 +356,12 @@ void Engine::take_answer(GuideAnswer& answer) {
   }
 }
 
-void Engine::deliver(const TokenEvent& event) {
+void Engine::deliver(const TokenEvent& event, std::span<const ScoredToken> scores) {
   const RowState& state = row_states_[static_cast<std::size_t>(event.row)];
-  if (state.id == event.id) deliver(event, *state.live);  // else it ended while its step was in flight
+  if (state.id == event.id) deliver(event, *state.live, scores);  // else it ended while its step was in flight
 }
 
-void Engine::deliver(const TokenEvent& event, Live& live) {
+void Engine::deliver(const TokenEvent& event, Live& live, std::span<const ScoredToken> scores) {
   if (event.token < 0) {  // the executor's mark for logits that are not numbers: only their request fails
     end(event.id, FinishReason::kError,
         live.policy != nullptr
@@ -329,13 +373,13 @@ void Engine::deliver(const TokenEvent& event, Live& live) {
   ++num_generated_tokens_;
   if (live.policy != nullptr) live.policy->append(event.token);
   if (token_table_ == nullptr) {
-    live.request->append(event.token, {});
+    live.request->append(event.token, {}, scores);
     return go_on_or_end(event, live, false);
   }
   // The text of a stop token is not part of the answer; the token itself is, as in vLLM.
   const bool is_stop_token = event.finish_reason == FinishReason::kStop;
   const bool stopped = !is_stop_token && live.text.push(token_table_->bytes_of(event.token));
-  live.request->append(event.token, live.text.take());
+  live.request->append(event.token, live.text.take(), scores);
   go_on_or_end(event, live, stopped);
 }
 

@@ -110,6 +110,13 @@ class Engine {
       std::unique_ptr<HostSample> sample;
     };
     std::vector<Export> exports = {};
+    // What the step's scores are of, in their order: a sampled token, or tokens of a prompt.
+    struct Scores {
+      SequenceId id;
+      std::int32_t count;
+      bool of_prompt;
+    };
+    std::vector<Scores> scores = {};
   };
 
   void check_usable() const;
@@ -122,11 +129,14 @@ class Engine {
   bool launch_step();  // false: nothing to launch
   void write_sampling_rows(const StepPlan& plan, InFlight& step);
   void write_extras(const ScheduledSequence& scheduled, Live& live, InFlight& step);
+  void write_prompt_scores(const ScheduledSequence& scheduled, InFlight& step);
   RowState enter_row(const ScheduledSequence& scheduled);
   void leave_row(SequenceId id, const Live& live);
   void finish_step();  // the oldest one in flight
-  void deliver(const TokenEvent& event);
-  void deliver(const TokenEvent& event, Live& live);
+  void deliver_events(const InFlight& step);
+  void deliver(const TokenEvent& event, std::span<const ScoredToken> scores);
+  void deliver(const TokenEvent& event, Live& live, std::span<const ScoredToken> scores);
+  void ask_about_exports(InFlight& step);
   void go_on_or_end(const TokenEvent& event, Live& live, bool stopped);
   void ask_guide(const Request& request, std::vector<TokenId> tokens, std::unique_ptr<HostSample> sample);
   void take_answer(GuideAnswer& answer);

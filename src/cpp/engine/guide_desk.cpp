@@ -61,13 +61,15 @@ void GuideDesk::answer(GuideAnswer answer) {
   if (deliver_) deliver_(std::move(answer));
 }
 
-TokenId GuideDesk::sample(HostSample& from) {
-  PAGED_CHECK(std::cmp_equal(from.logits.size(), vocab_size_), "a vocabulary of ", vocab_size_,
-              " needs as many logits, got ", from.logits.size());
+TokenId GuideDesk::sample(HostSample& from, std::span<float> processed) {
+  PAGED_CHECK(std::cmp_equal(processed.size(), vocab_size_), "a vocabulary of ", vocab_size_,
+              " needs as many logits, got ", processed.size());
   const std::lock_guard lock(sampler_mutex_);
   if (sampler_ == nullptr) sampler_ = std::make_unique<HostSampler>(std::make_shared<ThreadPool>(1), vocab_size_);
   const StepExtras extras = from.extras.view();
-  sampler_->sample(from.logits.data(), {&from.sampling, 1}, &extras);
+  sampler_->sample(processed.data(), {&from.sampling, 1}, &extras, from.logits.data());
+  const std::span<const ScoredToken> scores = sampler_->extra_outputs().scores;
+  from.scores.assign(scores.begin(), scores.end());
   return sampler_->token_ids()[0];
 }
 

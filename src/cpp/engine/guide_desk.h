@@ -22,7 +22,8 @@ namespace paged {
 
 // Logits of which the host makes a token, with how it is to be done.
 struct HostSample {
-  std::vector<float> logits;  // [vocab_size] as the model gave them
+  std::vector<float> logits;             // [vocab_size] as the model gave them
+  std::vector<ScoredToken> scores = {};  // of the token made of them
   SamplingRow sampling;
   StepExtrasBuffer extras;  // the edits, of row 0
 };
@@ -41,6 +42,7 @@ struct GuideAnswer {
   Kind kind = Kind::kAnything;
   std::vector<std::uint32_t> mask = {};  // [mask_words(vocab_size)]
   TokenId token = 0;
+  std::vector<ScoredToken> scores = {};  // of the token
   std::string error = {};
 };
 
@@ -65,8 +67,8 @@ class GuideDesk {
   std::optional<GuideQuestion> next();  // nothing if another thread has taken it
   // Throws std::invalid_argument for a mask of another size.
   void answer(GuideAnswer answer);
-  // Samples from the sample's logits as the engine's own sampler would, edits first.
-  TokenId sample(HostSample& from);
+  // Samples from `processed` [vocab_size], which it edits first, as the engine's own sampler would. Sets from.scores.
+  TokenId sample(HostSample& from, std::span<float> processed);
 
  private:
   void announce();  // under mutex_

@@ -12,17 +12,27 @@ void StepExtrasBuffer::clear() {
   bans.clear();
   biases.clear();
   counts.clear();
+  scored.clear();
+  unedited.clear();
+  num_scores = 0;
   exported.clear();
+}
+
+void StepExtrasBuffer::score(ScoredRow row) {
+  row.first_out = num_scores;
+  num_scores += 1 + row.num_top;
+  scored.push_back(row);
 }
 
 std::unique_ptr<LogitsPolicy> LogitsPolicy::make(const RequestSpec& spec, std::int32_t vocab_size) {
   const SamplingParams& params = spec.sampling;
-  std::unique_ptr<LogitsPolicy> policy(new LogitsPolicy(params));
+  std::unique_ptr<LogitsPolicy> policy(new LogitsPolicy(params, spec.guide == GuideKind::kToken));
   if (params.min_p > 0.0f && params.temperature > 0.0f)
     policy->min_p_gap_ = -params.temperature * std::log(params.min_p);
   const bool forbids = params.min_tokens > 0 && !params.stop_token_ids.empty();
   if (!forbids && policy->min_p_gap_ < 0.0f && !policy->has_penalties() && params.logit_bias.empty() &&
-      params.allowed_token_ids.empty() && params.bad_words.empty() && spec.guide == GuideKind::kNone)
+      params.allowed_token_ids.empty() && params.bad_words.empty() && spec.guide == GuideKind::kNone &&
+      params.num_logprobs < 0 && params.num_prompt_logprobs < 0)
     return nullptr;
   if (!params.allowed_token_ids.empty()) {
     policy->allowed_.resize(static_cast<std::size_t>(mask_words(vocab_size)));
@@ -52,6 +62,41 @@ void LogitsPolicy::append(TokenId token) {
 }
 
 void LogitsPolicy::write(const NextToken& next, StepExtrasBuffer& out) {
+  const bool edited = write_edits(next, out) || edited_elsewhere_;
+  if (params_.num_logprobs >= 0) write_score(next.logits_row, edited, out);
+}
+
+void LogitsPolicy::write_prompt_score(std::int32_t logits_row, TokenId token, StepExtrasBuffer& out) const {
+  ScoredRow row;
+  row.row = logits_row;
+  row.token = token;
+  row.num_top = params_.num_prompt_logprobs;
+  row.normalised =
+      params_.logprobs_mode == LogprobsMode::kRawLogprobs || params_.logprobs_mode == LogprobsMode::kProcessedLogprobs;
+  out.score(row);
+}
+
+void LogitsPolicy::write_score(std::int32_t logits_row, bool edited, StepExtrasBuffer& out) const {
+  const LogprobsMode mode = params_.logprobs_mode;
+  ScoredRow row;
+  row.row = logits_row;
+  row.num_top = params_.num_logprobs;
+  row.normalised = mode == LogprobsMode::kRawLogprobs || mode == LogprobsMode::kProcessedLogprobs;
+  if (mode == LogprobsMode::kRawLogprobs || mode == LogprobsMode::kRawLogits) {
+    if (edited) {
+      row.unedited = static_cast<std::int32_t>(out.unedited.size());
+      out.unedited.push_back(logits_row);
+    }
+  } else if (params_.temperature > 0.0f) {
+    row.temperature = params_.temperature;
+    row.top_p = params_.top_p;
+    row.top_k = std::max(params_.top_k, 0);
+  }
+  out.score(row);
+}
+
+// False if there were none.
+bool LogitsPolicy::write_edits(const NextToken& next, StepExtrasBuffer& out) {
   EditedRow row;
   row.row = next.logits_row;
   row.pending_row = next.pending_row;
@@ -69,8 +114,10 @@ void LogitsPolicy::write(const NextToken& next, StepExtrasBuffer& out) {
     row.num_counts = static_cast<std::int32_t>(counts_.size());
     out.counts.insert(out.counts.end(), counts_.begin(), counts_.end());
   }
-  if (row.mask >= 0 || row.num_bans > 0 || row.num_biases > 0 || has_penalties() || row.min_p_gap >= 0.0f)
-    out.edited.push_back(row);
+  const bool edits =
+      row.mask >= 0 || row.num_bans > 0 || row.num_biases > 0 || has_penalties() || row.min_p_gap >= 0.0f;
+  if (edits) out.edited.push_back(row);
+  return edits;
 }
 
 void LogitsPolicy::write_mask(EditedRow& row, StepExtrasBuffer& out) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "engine/request.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace paged {
@@ -54,9 +55,11 @@ void Request::wake_watchers() {
 }
 
 Delta Request::answer_from(std::size_t token, std::size_t text) const {
-  return {{token_ids_.begin() + static_cast<std::ptrdiff_t>(token), token_ids_.end()},
+  const auto first = static_cast<std::ptrdiff_t>(token);
+  return {{token_ids_.begin() + first, token_ids_.end()},
           text_.substr(text),
-          finish_reason_.load()};
+          finish_reason_.load(),
+          {scores_.begin() + first * (spec_.sampling.num_logprobs + 1), scores_.end()}};
 }
 
 Delta Request::take() {
@@ -72,6 +75,12 @@ Delta Request::answer() const {
   check_process();
   const std::lock_guard lock(mutex_);
   return answer_from(0, 0);
+}
+
+std::vector<ScoredToken> Request::prompt_scores() const {
+  check_process();
+  const std::lock_guard lock(mutex_);
+  return prompt_scores_;
 }
 
 std::string Request::error() const {
@@ -104,13 +113,19 @@ std::int32_t Request::num_cached_tokens() const {
   return num_cached_tokens_;
 }
 
-void Request::append(TokenId token, std::string_view text) {
+void Request::append_prompt_scores(std::span<const ScoredToken> scores) {
+  const std::lock_guard lock(mutex_);
+  prompt_scores_.insert(prompt_scores_.end(), scores.begin(), scores.end());
+}
+
+void Request::append(TokenId token, std::string_view text, std::span<const ScoredToken> scores) {
   const std::lock_guard lock(mutex_);
   const double now = since_submit();
   if (timings_.first_token_seconds < 0) timings_.first_token_seconds = now;
   token_seconds_.push_back(static_cast<float>(now));
   token_ids_.push_back(token);
   text_ += text;
+  scores_.insert(scores_.end(), scores.begin(), scores.end());
   if (num_waiters_ > 0) changed_.notify_all();
   if (!watchers_.empty()) wake_watchers();
 }

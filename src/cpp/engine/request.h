@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -19,8 +20,12 @@
 
 #include "core/types.h"
 #include "engine/news_queue.h"
+#include "ops/logits_ops.h"
 
 namespace paged {
+
+// What a log-probability is of: the model's logits, or those a token is sampled from; or these logits themselves.
+enum class LogprobsMode : std::uint8_t { kRawLogprobs, kProcessedLogprobs, kRawLogits, kProcessedLogits };
 
 // How a request wants its tokens chosen and when it ends. Names and meanings are vLLM's. Checked by Engine::submit.
 struct SamplingParams {
@@ -37,6 +42,10 @@ struct SamplingParams {
   std::uint64_t seed = 0;
   std::int32_t max_tokens = 16;
   std::int32_t min_tokens = 0;
+  std::int32_t num_logprobs = -1;         // of the most likely tokens, besides the chosen one; -1: none at all
+  std::int32_t num_prompt_logprobs = -1;  // the same at each token of the prompt,
+  std::int32_t first_prompt_logprob = 1;  // from this one on; the first token has none
+  LogprobsMode logprobs_mode = LogprobsMode::kRawLogprobs;
   std::vector<TokenId> stop_token_ids;  // including the model's end-of-sequence tokens unless they are ignored
   std::vector<std::string> stop;        // UTF-8 bytes
   bool include_stop_str_in_output = false;
@@ -68,6 +77,7 @@ struct Delta {
   std::vector<TokenId> token_ids;
   std::string text;
   FinishReason finish_reason = FinishReason::kNone;
+  std::vector<ScoredToken> scores;  // 1 + num_logprobs of each token, its own first; empty unless asked for
 };
 
 // Seconds since submit; negative while it has not happened.
@@ -95,6 +105,8 @@ class Request {
   void notify(std::shared_ptr<NewsQueue> queue, bool until_finished);
   Delta take();          // what has come since the last take
   Delta answer() const;  // all that has come
+  // Of the prompt's tokens so far: 1 + num_prompt_logprobs entries each, the token's own first.
+  std::vector<ScoredToken> prompt_scores() const;
   bool finished() const { return finish_reason_.load() != FinishReason::kNone; }
   std::string error() const;  // empty unless finish_reason is kError
   RequestTimings timings() const;
@@ -103,7 +115,8 @@ class Request {
   std::int32_t num_cached_tokens() const;
 
   // Engine side.
-  void append(TokenId token, std::string_view text);
+  void append(TokenId token, std::string_view text, std::span<const ScoredToken> scores = {});
+  void append_prompt_scores(std::span<const ScoredToken> scores);
   void set_num_cached_tokens(std::int32_t count);
   void mark_scheduled();  // the first time counts
   Clock::time_point submitted() const { return submitted_; }
@@ -132,7 +145,9 @@ class Request {
   std::vector<TokenId> token_ids_;
   std::string text_;
   std::size_t num_taken_tokens_ = 0;
-  std::size_t num_taken_text_ = 0;                                // bytes
+  std::size_t num_taken_text_ = 0;   // bytes
+  std::vector<ScoredToken> scores_;  // of token_ids_
+  std::vector<ScoredToken> prompt_scores_;
   std::atomic<FinishReason> finish_reason_{FinishReason::kNone};  // written under the lock
   std::string error_;
   RequestTimings timings_;

@@ -20,10 +20,14 @@ struct StepExtras {
   std::span<const LogitBan> bans;
   std::span<const LogitBias> biases;
   std::span<const TokenCount> counts;
+  std::span<const ScoredRow> scored;
+  std::span<const std::int32_t> unedited;  // rows copied before their edits, for scored rows
+  std::int32_t num_scores = 0;             // entries that the scored rows give
   std::span<const std::int32_t> exported;  // rows whose logits go to the host; what they sample means nothing
 };
 
 struct ExtraOutputs {
+  std::span<const ScoredToken> scores;
   std::span<const float> exported;  // [exported rows, vocab_size]
 };
 

@@ -171,9 +171,11 @@ void GpuExecutor::launch(const StepInput& step) {
     });
   } else {
     record_or_run(bucket == nullptr ? nullptr : &bucket->logits, [&] { enqueue_ops(batch); });
-    extras_.enqueue_before(context_, {slot_of(num_launched_), step.extras, runner_.logits(batch.num_logits_rows),
-                                      as<std::int32_t>(last_tokens_)});
+    const GpuExtras::Step extras{slot_of(num_launched_), step.extras, runner_.logits(batch.num_logits_rows),
+                                 as<std::int32_t>(last_tokens_), as<std::int32_t>(sampled_)};
+    extras_.enqueue_before(context_, extras);
     enqueue_sampling(batch);
+    extras_.enqueue_after(context_, extras);
   }
   slot.num_sampled = step.batch.num_logits_rows;
   gpu::copy_to_host(slot.sampled.data(), sampled_.data(), ints(slot.num_sampled), stream_.handle());

@@ -53,23 +53,57 @@ struct EditLogitsParams {
   const std::int32_t* last_tokens;  // null where no row has a pending token
 };
 
+// A row whose logits or log-probabilities are wanted: of one token, and of the num_top most likely.
+struct ScoredRow {
+  std::int32_t row = 0;        // of the logits
+  std::int32_t unedited = -1;  // index of the copy that was made of the row before its edits, which counts; -1: none
+  std::int32_t token = -1;     // -1: the one that the row sampled
+  std::int32_t num_top = 0;
+  std::int32_t first_out = 0;  // of 1 + num_top entries
+  bool normalised = true;      // log-probabilities
+  // Of what the row samples from: temperature above 0, and what top_k and top_p cut off is -infinity. At their defaults
+  // they change nothing.
+  float temperature = 1.0f;
+  float top_p = 1.0f;
+  std::int32_t top_k = 0;
+};
+
+struct ScoredToken {
+  std::int32_t id;
+  std::int32_t rank;  // tokens that are at least as likely, itself included
+  float value;
+};
+
+struct ScoreLogitsParams {
+  MatrixView logits;      // [rows, vocab] float32
+  const float* unedited;  // [copies, vocab]
+  const ScoredRow* rows;
+  std::int32_t num_rows;
+  const std::int32_t* sampled;  // [logits.rows]
+  void* workspace;              // on the CPU: sample_workspace_bytes(...)
+  ScoredToken* out;             // of each row its token, then the most likely ones in falling order, the lower id first
+};
+
 constexpr std::int64_t mask_words(std::int64_t vocab_size) { return (vocab_size + 31) / 32; }
 
 namespace ops {
 
 void edit_logits(const ExecutionContext& context, const EditLogitsParams& params);
+void score_logits(const ExecutionContext& context, const ScoreLogitsParams& params);
 
 }  // namespace ops
 
 namespace cpu {
 
 void edit_logits(ThreadPool& threads, const EditLogitsParams& params);
+void score_logits(ThreadPool& threads, const ScoreLogitsParams& params);
 
 }  // namespace cpu
 
 namespace gpu {
 
 void edit_logits(const ExecutionContext& context, const EditLogitsParams& params);
+void score_logits(const ExecutionContext& context, const ScoreLogitsParams& params);
 
 }  // namespace gpu
 }  // namespace paged

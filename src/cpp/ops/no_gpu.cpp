@@ -28,6 +28,7 @@ void gather_rows(const ExecutionContext&, const GatherRowsParams&) { no_gpu("gat
 void softcap(const ExecutionContext&, const SoftcapParams&) { no_gpu("softcap"); }
 void sample(const ExecutionContext&, const SampleParams&) { no_gpu("sample"); }
 void edit_logits(const ExecutionContext&, const EditLogitsParams&) { no_gpu("edit_logits"); }
+void score_logits(const ExecutionContext&, const ScoreLogitsParams&) { no_gpu("score_logits"); }
 void copy_blocks(const ExecutionContext&, const CopyBlocksParams&) { no_gpu("copy_blocks"); }
 void begin_step(const ExecutionContext&, const BeginStepParams&) { no_gpu("begin_step"); }
 
