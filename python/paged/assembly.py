@@ -27,6 +27,7 @@ from paged.program.ir import ITEMSIZE, DType, Program
 from paged.program.native import compile_program, stacked_weight_bytes
 from paged.program.passes import fuse
 from paged.program.plan import plan
+from paged.sampling import SamplingParams, default_sampling_params
 from paged.text.chat import ChatTemplate, load_chat_template
 from paged.text.tokenizer import Tokenizer, load_token_ids, load_tokenizer
 
@@ -44,6 +45,7 @@ class Assembly:
     chat_template: ChatTemplate | None
     max_model_len: int
     description: str
+    default_sampling_params: SamplingParams
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,9 @@ def assemble(model: str | Path, options: EngineOptions) -> Assembly:
         )
         end_token_ids = load_token_ids(path, checkpoint, program.vocab_size).ends
         description = _describe(path, config, options, sizes)
-    return Assembly(engine, tokenizer, end_token_ids, chat_template, sizes.max_model_len, description)
+        generation = checkpoint.generation_config if options.generation_config == "auto" else {}
+        defaults = default_sampling_params(generation)
+    return Assembly(engine, tokenizer, end_token_ids, chat_template, sizes.max_model_len, description, defaults)
 
 
 def _open(path: Path, options: EngineOptions) -> Checkpoint:

@@ -13,6 +13,7 @@ from paged.machine import available_memory, num_physical_cores
 from paged.program.ir import ITEMSIZE, DType
 
 LoadFormat = Literal["auto", "dummy"]
+GenerationConfig = Literal["auto", "none"]
 
 _MIB = 1 << 20
 # Without a given size the KV pool takes at most this share of the memory that is free when the engine is made, and at
@@ -52,11 +53,14 @@ class EngineOptions:
     enable_prefix_caching: bool = True
     batch_invariant: bool = False
     load_format: LoadFormat = "auto"
+    generation_config: GenerationConfig = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.dtype != "auto" and self.dtype not in ITEMSIZE:
             raise ValueError(f"dtype must be 'auto', 'float32', 'bfloat16' or 'float16', got {self.dtype!r}")
+        if self.generation_config not in ("auto", "none"):
+            raise ValueError(f"generation_config must be 'auto' or 'none', got {self.generation_config!r}")
         if self.load_format not in ("auto", "dummy"):
             raise ValueError(f"load_format must be 'auto' or 'dummy', got {self.load_format!r}")
         _check_device(self.device)

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from paged import _C
-from paged.config import EngineOptions, LoadFormat
+from paged.config import EngineOptions, GenerationConfig, LoadFormat
 from paged.guide import GuideWorkers
 from paged.handle import Handle, OnChunk
 from paged.metrics import Stats, snapshot
@@ -62,6 +62,8 @@ class LLM:
             does so always, and the CPU backend altogether. The prefix cache then keeps blocks of prompts only: keys and
             values of generated tokens come from other kernels, so that a hit on them would show in the last bits.
         load_format: "auto", or "dummy" for random weights where only a config.json is there (benchmarks, planning).
+        generation_config: "auto": requests that bring no SamplingParams sample as the model's generation_config says,
+            see `default_sampling_params`; "none": as `SamplingParams()` says.
         seed: where requests without a seed of their own get theirs from.
 
     Raises:
@@ -84,6 +86,7 @@ class LLM:
         enable_prefix_caching: bool = True,
         batch_invariant: bool = False,
         load_format: LoadFormat = "auto",
+        generation_config: GenerationConfig = "auto",
         seed: int = 0,
     ) -> None:
         from paged.assembly import assemble
@@ -95,7 +98,7 @@ class LLM:
             max_num_sequences=max_num_sequences,
             max_num_batched_tokens=max_num_batched_tokens, block_size=block_size,
             enable_prefix_caching=enable_prefix_caching, batch_invariant=batch_invariant, load_format=load_format,
-            seed=seed,
+            generation_config=generation_config, seed=seed,
         )  # fmt: skip
         parts = assemble(model, options)
         self._engine = parts.engine
@@ -110,6 +113,8 @@ class LLM:
         self._end_token_ids = parts.end_token_ids
         self._tokenizer = parts.tokenizer
         self.max_model_len = parts.max_model_len
+        self.default_sampling_params = parts.default_sampling_params
+        """What requests use that bring none of their own."""
 
     # -- generating ----------------------------------------------------------------------------------------------
 
@@ -136,7 +141,7 @@ class LLM:
 
         Args:
             prompts: one prompt gives one `Completion`; a sequence of prompts gives a list in the same order.
-            sampling_params: for all prompts, or one for each; None: `SamplingParams()`.
+            sampling_params: for all prompts, or one for each; None: `default_sampling_params`.
             use_tqdm: a progress bar while several prompts run.
             priority: lower is more urgent; for all prompts, or one for each.
 
@@ -182,7 +187,7 @@ class LLM:
             token_ids = self.tokenizer.encode(prompt, add_special_tokens=True)
         else:
             token_ids = _check_token_ids(prompt)
-        params = self._with_guide(SamplingParams() if sampling_params is None else sampling_params)
+        params = self._with_guide(self.default_sampling_params if sampling_params is None else sampling_params)
         engine = self._running_engine()
         submit = functools.partial(engine.submit, token_ids, self._native_params(params), priority)
         request = self._guides.submit(params, submit)
@@ -368,7 +373,10 @@ class LLM:
             except (TypeError, ValueError) as error:
                 for handle in handles:
                     handle.cancel()
-                raise type(error)(f"prompt {index} of {count}: {error}") from error
+                kind = (
+                    TypeError if isinstance(error, TypeError) else ValueError
+                )  # not all take a text, as a Unicode one
+                raise kind(f"prompt {index} of {count}: {error}") from error
         return handles, False
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from paged.guide import Guide, LogitsProcessor
 from paged.structured import StructuredOutputsParams
@@ -162,3 +162,30 @@ def _check_int(name: str, value: object, low: int, high: int = _MAX_INT32) -> No
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if not low <= value <= high:
         raise ValueError(f"{name} must be in [{low}, {high}], got {value!r}")
+
+
+# The keys of a generation_config that are settings of SamplingParams.
+_DEFAULTS_OF = {
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "repetition_penalty": "repetition_penalty",
+    "max_new_tokens": "max_tokens",
+}
+
+
+def default_sampling_params(generation_config: Mapping[str, Any]) -> SamplingParams:
+    """As a model's generation_config asks for; null and other keys count as absent.
+
+    Raises ValueError, naming the file, for a value that SamplingParams refuses.
+    """
+    settings = {
+        ours: generation_config[theirs]
+        for theirs, ours in _DEFAULTS_OF.items()
+        if generation_config.get(theirs) is not None
+    }
+    try:
+        return SamplingParams(**settings)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"generation_config: {error}; generation_config='none' ignores it") from error
