@@ -74,6 +74,7 @@ class Handle:
         return self._result_async().__await__()
 
     def done(self) -> bool:
+        """Whether it has finished: `result()` then returns at once."""
         return self._request.finished
 
     # -- chunks --------------------------------------------------------------------------------------------------

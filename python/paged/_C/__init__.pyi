@@ -2,7 +2,7 @@
 """Types of the C++ core. What lies here may change between versions: use the `paged` package."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -260,7 +260,7 @@ class EngineStats:
     def step_counts(self) -> list[int]: ...
     @property
     def step_seconds(self) -> float: ...
-    step_bounds: list[float]
+    step_bounds: Final[list[float]]
     @property
     def num_preemptions(self) -> int: ...
     @property

@@ -22,7 +22,8 @@ std::unique_ptr<GpuExecutor> make_executor(std::shared_ptr<Program> program, con
 }
 
 void bind_devices(py::module_& module) {
-  py::register_exception<gpu::DeviceError>(module, "DeviceError", PyExc_RuntimeError);
+  py::register_exception<gpu::DeviceError>(module, "DeviceError", PyExc_RuntimeError).doc() =
+      "What the GPU's runtime reported: out of memory, a failed launch, no driver.";
   module.def(
       "gpu_runtime", [] { return std::string(gpu::runtime_name()); },
       "'cuda', 'hip', 'emulation' (on the CPU, for tests), or 'none'.");

@@ -259,6 +259,8 @@ void run_attention(ThreadPool& threads, const AttentionParams& settings, const D
 }
 
 void bind_attention(py::module_& m) {
+  py::class_<AttentionOptions>(m, "AttentionOptions", "scale of the scores; window and softcap, 0 turns them off.")
+      .def(py::init<float, std::int32_t, float>(), py::arg("scale"), py::arg("window") = 0, py::arg("softcap") = 0.0f);
   m.def(
       "attention",
       [](ThreadPool& threads, py::handle q, const KvCache& cache, py::handle query_start, py::handle seq_lens,
@@ -278,8 +280,6 @@ void bind_attention(py::module_& m) {
       "Causal attention of q [T, heads * head_dim] over the cache; block_tables [sequences, blocks].",
       py::arg("threads"), py::arg("q"), py::arg("cache"), py::arg("query_start"), py::arg("seq_lens"),
       py::arg("block_tables"), py::arg("out"), py::arg("num_heads"), py::arg("options"), py::arg("sinks") = py::none());
-  py::class_<AttentionOptions>(m, "AttentionOptions", "scale of the scores; window and softcap, 0 turns them off.")
-      .def(py::init<float, std::int32_t, float>(), py::arg("scale"), py::arg("window") = 0, py::arg("softcap") = 0.0f);
 }
 
 void bind_sample(py::module_& m) {

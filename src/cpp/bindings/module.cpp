@@ -11,8 +11,10 @@ namespace py = pybind11;
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "The C++ core of paged. Use the `paged` package; what lies here may change between versions.";
-  py::register_exception<paged::InternalError>(module, "InternalError", PyExc_RuntimeError);
-  py::register_exception<paged::EngineClosedError>(module, "EngineClosedError", PyExc_RuntimeError);
+  py::register_exception<paged::InternalError>(module, "InternalError", PyExc_RuntimeError).doc() =
+      "A bug in paged. The engine that meets one fails and must be rebuilt.";
+  py::register_exception<paged::EngineClosedError>(module, "EngineClosedError", PyExc_RuntimeError).doc() =
+      "The engine was closed, or is used in a process forked from the one that made it.";
   paged::bind_ops(module);
   paged::bind_program(module);
   paged::bind_gpu(module);
