@@ -35,7 +35,8 @@ def definitions(body: list[ast.stmt]) -> dict[str, ast.stmt]:
 
 def is_for_typing_only(node: ast.stmt) -> bool:
     """An alias or a protocol."""
-    return isinstance(node, ast.Assign) or (isinstance(node, ast.ClassDef) and "Protocol" in map(ast.unparse, node.bases))
+    bases = node.bases if isinstance(node, ast.ClassDef) else []
+    return isinstance(node, ast.Assign) or "Protocol" in map(ast.unparse, bases)
 
 
 def public(names: Any) -> set[str]:
