@@ -112,7 +112,7 @@ class GuideWorkers:
         self._next_key = 0
 
     def submit(self, params: SamplingParams, submit: Callable[..., _C.Request]) -> _C.Request:
-        """Calls `submit` with the arguments `guide` and `guide_key` that `params` asks for."""
+        """Calls `submit` with the argument `guide` that `params` asks for."""
         if params.guide is None and not params.logits_processors:
             return submit()
         with self._lock:
@@ -122,7 +122,7 @@ class GuideWorkers:
             if self._num_idle == 0:
                 self._start_thread()
         try:
-            return submit(guide="token" if params.logits_processors else "mask", guide_key=key)
+            return submit(guide=("token" if params.logits_processors else "mask", key))
         except BaseException:
             del self._guided[key]
             raise

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from paged import _C
@@ -39,8 +39,10 @@ class Handle:
         num_prompt_tokens: int,
         notifiers: Notifiers,
         on_chunk: OnChunk | None = None,
+        index: int = 0,
     ) -> None:
         self._engine = engine
+        self._index = index
         self._request = request
         self._num_prompt_tokens = num_prompt_tokens
         self._notifiers = notifiers
@@ -156,6 +158,11 @@ class Handle:
         """Unique in its engine."""
         return self._request.id
 
+    @property
+    def outputs(self) -> Sequence[Handle]:
+        """One handle for each of `SamplingParams.n` answers."""
+        return (self,)
+
     def __repr__(self) -> str:
         return f"Handle(id={self.id}, {'done' if self.done() else 'running'})"
 
@@ -198,7 +205,7 @@ class Handle:
 
     def _take(self) -> Chunk:
         text, token_ids, reason, scores = self._request.take()
-        return Chunk(text, token_ids, reason, logprobs=token_logprobs(scores))
+        return Chunk(text, token_ids, reason, logprobs=token_logprobs(scores), index=self._index)
 
     async def _result_async(self) -> Completion:
         await self._ready(until_finished=True)

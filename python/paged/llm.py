@@ -16,11 +16,12 @@ from paged import _C
 from paged.config import EngineOptions, GenerationConfig, LoadFormat
 from paged.guide import GuideWorkers
 from paged.handle import Handle, OnChunk
+from paged.handle_group import HandleGroup
 from paged.metrics import Stats, snapshot
 from paged.native_params import native_params
 from paged.notifier import Notifiers
 from paged.outputs import Completion
-from paged.sampling import SamplingParams
+from paged.sampling import SamplingParams, of_each_answer
 
 if TYPE_CHECKING:
     from paged.grammar import GrammarCompiler
@@ -189,9 +190,14 @@ class LLM:
             token_ids = _check_token_ids(prompt)
         params = self._with_guide(self.default_sampling_params if sampling_params is None else sampling_params)
         engine = self._running_engine()
-        submit = functools.partial(engine.submit, token_ids, self._native_params(params), priority)
-        request = self._guides.submit(params, submit)
-        return make_handle(engine, request, len(token_ids), self._notifiers, on_chunk)
+        handles: list[Handle] = []
+        for index, of_answer in enumerate(of_each_answer(params)):
+            follows = handles[0].id if handles else 0  # once its prompt is there
+            native = self._native_params(of_answer)
+            submit = functools.partial(engine.submit, token_ids, native, priority, follows=follows)
+            request = self._guides.submit(of_answer, submit)
+            handles.append(make_handle(engine, request, len(token_ids), self._notifiers, on_chunk, index))
+        return handles[0] if len(handles) == 1 else HandleGroup(handles)
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, priority: int = 0) -> Handle:
         """As `submit`: `for chunk in llm.stream(prompt)`. Dropping or closing the handle cancels the request."""

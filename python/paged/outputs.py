@@ -53,13 +53,15 @@ class Timings:
 class Chunk:
     """What has come since the last chunk of a stream: whole characters only, several tokens when the reader lags.
 
-    `logprobs` are of each of token_ids, if `SamplingParams.logprobs` asked for them."""
+    `logprobs` are of each of token_ids, if `SamplingParams.logprobs` asked for them; `index` says to which of
+    `SamplingParams.n` answers it belongs."""
 
     text: str
     token_ids: list[int]
     finish_reason: FinishReason | None
     tool_calls: list[ToolCall] = field(default_factory=list)
     logprobs: list[TokenLogprobs] | None = None
+    index: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class Completion:
         tool_calls: of a chat with tools; `text` is what stands outside of them.
         logprobs: of each of token_ids, if `SamplingParams.logprobs` asked for them.
         prompt_logprobs: of each token of the prompt, if asked for; None where there is none, as for the first token.
+        others: the answers after the first one, if `SamplingParams.n` asked for several.
     """
 
     text: str
@@ -88,6 +91,12 @@ class Completion:
     tool_calls: list[ToolCall] = field(default_factory=list)
     logprobs: list[TokenLogprobs] | None = None
     prompt_logprobs: list[TokenLogprobs | None] | None = None
+    others: list[Completion] = field(default_factory=list)
+
+    @property
+    def outputs(self) -> list[Completion]:
+        """All `SamplingParams.n` answers, itself first."""
+        return [self, *self.others]
 
     @property
     def cumulative_logprob(self) -> float | None:

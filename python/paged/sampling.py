@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -13,6 +14,7 @@ from paged.structured import StructuredOutputsParams
 LogprobsMode = Literal["raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"]
 
 _MAX_INT32 = 2**31 - 1
+_MAX_N = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,9 @@ class SamplingParams:
         logit_bias: added to the logits of these token ids; held to [-100, 100].
         allowed_token_ids: no other tokens come; None: all.
         bad_words: strings that never come, as the tokens each is made of with and without a space before it.
+        n: answers to the same prompt, whose blocks they share; more than one only with a temperature above 0.
         seed: the request's own random stream. The same seed gives the same tokens whatever else runs. None: derived
-            from the engine's seed and the order of submission.
+            from the engine's seed and the order of submission. Of n answers the one with index i has seed + i.
         max_tokens: most tokens to generate; None: until the model's context (or the KV pool) is full.
         min_tokens: no stop id comes before this many tokens.
         stop: a string or strings; the answer ends before the first of them to appear.
@@ -53,6 +56,7 @@ class SamplingParams:
         TypeError, ValueError: naming the field, what arrived and what is allowed.
     """
 
+    n: int = 1
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
@@ -80,6 +84,9 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         _check_number("temperature", self.temperature, 0.0, 1e4)
+        _check_int("n", self.n, 1, _MAX_N)
+        if self.n > 1 and self.temperature == 0.0:
+            raise ValueError(f"n must be 1 with temperature=0, where all answers are the same, got {self.n}")
         _check_number("top_p", self.top_p, 0.0, 1.0)
         if self.top_p == 0.0:
             raise ValueError("top_p must be in (0, 1], got 0; for greedy decoding use temperature=0")
@@ -141,6 +148,21 @@ class SamplingParams:
             if not callable(callback):
                 raise TypeError(f"guide and logits_processors take callables, got {callback!r}")
         object.__setattr__(self, "logits_processors", tuple(self.logits_processors))
+
+
+def of_each_answer(params: SamplingParams) -> list[SamplingParams]:
+    """Of the n answers. The prompt is scored once."""
+    if params.n == 1:
+        return [params]
+    return [
+        dataclasses.replace(
+            params,
+            n=1,
+            seed=None if params.seed is None else (params.seed + index) % 2**64,
+            prompt_logprobs=params.prompt_logprobs if index == 0 else None,
+        )
+        for index in range(params.n)
+    ]
 
 
 def _token_ids(name: str, given: Sequence[int]) -> tuple[int, ...]:

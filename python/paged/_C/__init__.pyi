@@ -2,7 +2,7 @@
 """Types of the C++ core. What lies here may change between versions: use the `paged` package."""
 
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -300,8 +300,8 @@ class Engine:
         priority: int = 0,
         cache_salt: str = "",
         *,
-        guide: str = "none",
-        guide_key: int = 0,
+        guide: tuple[Literal["mask", "token"], int] | None = None,
+        follows: int = 0,
     ) -> Request: ...
     @property
     def guide_desk(self) -> GuideDesk: ...

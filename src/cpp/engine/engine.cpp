@@ -180,8 +180,22 @@ bool Engine::receive() {
 
 void Engine::admit(std::shared_ptr<Request> request) {
   const RequestSpec& spec = request->spec();
+  const SequenceId id = request->id();
+  TextStream text(spec.sampling.stop, spec.sampling.include_stop_str_in_output);
+  std::unique_ptr<LogitsPolicy> policy = LogitsPolicy::make(spec, vocab_size_);
+  Live& live = live_.emplace(id, Live{std::move(request), std::move(text), -1, std::move(policy)}).first->second;
+  const auto first = live_.find(spec.follows);
+  if (first != live_.end() && !first->second.has_token)
+    first->second.followers.push_back(id);
+  else
+    start(live);
+}
+
+void Engine::start(Live& live) {
+  const RequestSpec& spec = live.request->spec();
+  const SequenceId id = live.request->id();
   SequenceSpec sequence;
-  sequence.id = request->id();
+  sequence.id = id;
   sequence.prompt = spec.prompt;
   sequence.priority = spec.priority;
   sequence.cache_salt = spec.cache_salt;
@@ -192,12 +206,15 @@ void Engine::admit(std::shared_ptr<Request> request) {
   sequence.asks = spec.guide != GuideKind::kNone;
   if (spec.sampling.num_prompt_logprobs >= 0) sequence.first_scored = spec.sampling.first_prompt_logprob;
   scheduler_->add(std::move(sequence));
-  TextStream text(spec.sampling.stop, spec.sampling.include_stop_str_in_output);
-  const SequenceId id = request->id();
-  if (spec.guide == GuideKind::kMask) ask_guide(*request, {}, nullptr);
+  if (spec.guide == GuideKind::kMask) ask_guide(*live.request, {}, nullptr);
   if (spec.guide == GuideKind::kToken) scheduler_->release(id);
-  std::unique_ptr<LogitsPolicy> policy = LogitsPolicy::make(spec, vocab_size_);
-  live_.emplace(id, Live{std::move(request), std::move(text), -1, std::move(policy)});
+}
+
+void Engine::start_followers(Live& live) {
+  for (const SequenceId id : std::exchange(live.followers, {})) {
+    const auto follower = live_.find(id);
+    if (follower != live_.end()) start(follower->second);  // else it has ended meanwhile
+  }
 }
 
 bool Engine::launch_step() {
@@ -231,38 +248,6 @@ void Engine::write_sampling_rows(const StepPlan& plan, InFlight& step) {
     if (state.live->policy != nullptr) write_extras(scheduled, *state.live, step);
   }
   step.has_extras = !extras_.empty();
-}
-
-// Of the row that write_sampling_rows() has just added.
-void Engine::write_extras(const ScheduledSequence& scheduled, Live& live, InFlight& step) {
-  const Sequence& sequence = *scheduler_->find(scheduled.id);
-  const bool pending = sequence.num_pending_tokens > 1;  // besides the one that this step samples
-  PAGED_INVARIANT(sequence.num_pending_tokens <= 2, "edits of logits know one step in flight");
-  NextToken next{static_cast<std::int32_t>(std::ssize(sampling_rows_)) - 1,
-                 scheduled.sampled_position() - sequence.num_prompt_tokens, pending ? scheduled.row : -1};
-  const RequestSpec& spec = live.request->spec();
-  if (spec.guide != GuideKind::kToken) {
-    live.policy->write(next, extras_);
-    if (spec.sampling.num_logprobs >= 0) step.scores.push_back({scheduled.id, 1 + spec.sampling.num_logprobs, false});
-    return;
-  }
-  extras_.exported.push_back(next.logits_row);
-  auto sample = std::make_unique<HostSample>();
-  sample->sampling = sampling_rows_.back();
-  const std::int32_t logits_row = std::exchange(next.logits_row, 0);
-  live.policy->write(next, sample->extras);
-  step.exports.push_back({scheduled.id, logits_row, std::move(sample)});
-}
-
-void Engine::write_prompt_scores(const ScheduledSequence& scheduled, InFlight& step) {
-  const Live& live = live_.at(scheduled.id);
-  const RequestSpec& spec = live.request->spec();
-  for (std::int32_t i = 0; i < scheduled.num_scored; ++i) {
-    const TokenId token = spec.prompt[static_cast<std::size_t>(scheduled.first_scored + i)];
-    live.policy->write_prompt_score(static_cast<std::int32_t>(std::ssize(sampling_rows_)), token, extras_);
-    sampling_rows_.emplace_back();  // what it samples means nothing
-  }
-  step.scores.push_back({scheduled.id, scheduled.num_scored * (1 + spec.sampling.num_prompt_logprobs), true});
 }
 
 // The sequence samples there for the first time since it was admitted.
@@ -302,60 +287,6 @@ void Engine::finish_step() {
   ++num_steps_;
 }
 
-void Engine::deliver_events(const InFlight& step) {
-  if (step.scores.empty()) {
-    for (const TokenEvent& event : events_) deliver(event, {});
-    return;
-  }
-  std::span<const ScoredToken> scores = executor_->extra_outputs().scores;
-  std::unordered_map<SequenceId, std::span<const ScoredToken>> of_sampled;
-  for (const InFlight::Scores& each : step.scores) {
-    const std::span<const ScoredToken> own = scores.first(static_cast<std::size_t>(each.count));
-    scores = scores.subspan(own.size());
-    const auto live = live_.find(each.id);
-    if (!each.of_prompt)
-      of_sampled[each.id] = own;
-    else if (live != live_.end())
-      live->second.request->append_prompt_scores(own);
-  }
-  for (const TokenEvent& event : events_) {
-    const auto own = of_sampled.find(event.id);
-    deliver(event, own == of_sampled.end() ? std::span<const ScoredToken>() : own->second);
-  }
-}
-
-void Engine::ask_about_exports(InFlight& step) {
-  for (std::size_t i = 0; i < step.exports.size(); ++i) {
-    const auto found = live_.find(step.exports[i].id);
-    if (found == live_.end()) continue;
-    const auto vocab = static_cast<std::size_t>(vocab_size_);
-    const std::span<const float> logits = executor_->extra_outputs().exported.subspan(i * vocab, vocab);
-    step.exports[i].sample->logits.assign(logits.begin(), logits.end());
-    ask_guide(*found->second.request, {}, std::move(step.exports[i].sample));
-  }
-}
-
-void Engine::ask_guide(const Request& request, std::vector<TokenId> tokens, std::unique_ptr<HostSample> sample) {
-  guide_desk_->ask({request.id(), request.spec().guide_key, std::move(tokens), std::move(sample), false});
-}
-
-void Engine::take_answer(GuideAnswer& answer) {
-  const auto found = live_.find(answer.id);
-  if (found == live_.end()) return;  // cancelled meanwhile
-  switch (answer.kind) {
-    case GuideAnswer::Kind::kMask: found->second.policy->allow(std::move(answer.mask)); [[fallthrough]];
-    case GuideAnswer::Kind::kAnything: scheduler_->release(answer.id); break;
-    case GuideAnswer::Kind::kToken: {
-      events_.clear();
-      scheduler_->supply(answer.id, answer.token, events_);
-      for (const TokenEvent& event : events_) deliver(event, found->second, answer.scores);
-      break;
-    }
-    case GuideAnswer::Kind::kStop: end(answer.id, FinishReason::kStop); break;
-    case GuideAnswer::Kind::kError: end(answer.id, FinishReason::kError, answer.error); break;
-  }
-}
-
 void Engine::deliver(const TokenEvent& event, std::span<const ScoredToken> scores) {
   const RowState& state = row_states_[static_cast<std::size_t>(event.row)];
   if (state.id == event.id) deliver(event, *state.live, scores);  // else it ended while its step was in flight
@@ -371,6 +302,8 @@ void Engine::deliver(const TokenEvent& event, Live& live, std::span<const Scored
     return;
   }
   ++num_generated_tokens_;
+  live.has_token = true;
+  if (!live.followers.empty()) start_followers(live);
   if (live.policy != nullptr) live.policy->append(event.token);
   if (token_table_ == nullptr) {
     live.request->append(event.token, {}, scores);
@@ -397,6 +330,7 @@ void Engine::end(SequenceId id, FinishReason reason, std::string_view error) {
   if (found == live_.end()) return;
   scheduler_->remove(id);  // unless it has finished by itself
   leave_row(id, found->second);
+  start_followers(found->second);
   const RequestSpec& spec = found->second.request->spec();
   if (spec.guide != GuideKind::kNone) guide_desk_->ask({id, spec.guide_key, {}, nullptr, true});
   num_failed_ += reason == FinishReason::kError ? 1 : 0;

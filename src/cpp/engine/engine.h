@@ -84,6 +84,8 @@ class Engine {
     TextStream text;
     std::int32_t row = -1;  // of row_states_, where the last step that samples for it found it
     std::unique_ptr<LogitsPolicy> policy = nullptr;
+    bool has_token = false;
+    std::vector<SequenceId> followers = {};  // that wait for its first token
   };
   // What every step needs of who runs in a row of the block tables, without a search for it.
   struct RowState {
@@ -126,6 +128,8 @@ class Engine {
   void loop() noexcept;
   bool receive();  // false: closing
   void admit(std::shared_ptr<Request> request);
+  void start(Live& live);
+  void start_followers(Live& live);
   bool launch_step();  // false: nothing to launch
   void write_sampling_rows(const StepPlan& plan, InFlight& step);
   void write_extras(const ScheduledSequence& scheduled, Live& live, InFlight& step);

@@ -70,6 +70,9 @@ struct RequestSpec {
   std::string cache_salt;
   GuideKind guide = GuideKind::kNone;
   std::uint64_t guide_key = 0;  // under which the questions come
+  // A request of the same prompt: this one waits until that one has its first token, or has ended, and then finds the
+  // prompt in the prefix cache. 0: none.
+  SequenceId follows = 0;
 };
 
 // A piece of an answer.
