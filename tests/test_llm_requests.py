@@ -104,11 +104,6 @@ def test_bad_prompts_are_refused_with_what_arrived(
     assert llm.generate([1], GREEDY).finish_reason == "length"
 
 
-def test_a_refusal_of_any_kind_names_its_prompt(llm: paged.LLM) -> None:
-    with pytest.raises(ValueError, match=r"prompt 1 of 2: .*surrogates"):
-        llm.generate([[1], [2]], [GREEDY, paged.SamplingParams(stop="\ud800")])
-
-
 def test_a_prompt_too_long_for_the_pool_is_refused_with_the_numbers(folder: Path) -> None:
     with paged.LLM(folder, dtype="float32", kv_cache_bytes=2 * 4 * 3 * 2 * 16 * 64) as llm:
         with pytest.raises(ValueError, match=r"100 tokens.*4 blocks of 16"):

@@ -62,8 +62,10 @@ def test_queue_and_blocks_are_seen_while_requests_run(folder: Path) -> None:
 
 
 def test_timings_of_a_request_are_in_order(folder: Path) -> None:
-    with paged.LLM(folder, dtype="float32", num_threads=1, max_num_sequences=1) as llm:
-        first, second = llm.generate([[1], [2]], GREEDY, use_tqdm=False)
+    with gated_llm(folder, max_num_sequences=1) as (llm, gate):
+        handles = [llm.submit([1], GREEDY), llm.submit([2], GREEDY)]
+        gate.open()
+        first, second = (handle.result(60) for handle in handles)
     for timings in (first.timings, second.timings):
         assert timings.queued_seconds is not None and timings.first_token_seconds is not None
         assert 0 <= timings.queued_seconds <= timings.first_token_seconds <= (timings.total_seconds or 0)

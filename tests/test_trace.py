@@ -63,6 +63,23 @@ def test_off_unless_asked_and_bounded(llm: paged.LLM) -> None:
             llm.start_trace(max_steps=bad)  # type: ignore[arg-type]
 
 
+def test_requests_that_close_ends_are_recorded(tmp_path: Path) -> None:
+    """Those that run, those that wait, and those that are in no queue yet."""
+    folder = tiny_model("llama").save(tmp_path)
+    with paged.LLM(folder, dtype="float32", num_threads=1, max_num_sequences=2) as llm:
+        llm.start_trace()
+        params = paged.SamplingParams(temperature=0.0, max_tokens=200, ignore_eos=True)
+        handles = [llm.submit([5 + i], params) for i in range(12)]
+        next(handles[0])
+    reasons = {handle.id: handle.result().finish_reason for handle in handles}
+    trace = llm.stop_trace()
+    assert {request.id: request.finish_reason for request in trace.requests} == reasons
+    assert len(trace.requests) == 12 and "cancelled" in reasons.values()
+    for request in trace.requests:
+        assert 0 <= request.submitted <= request.finished
+        assert request.num_generated_tokens == len(handles[request.id - handles[0].id].result().token_ids)
+
+
 def test_perfetto_file_is_well_formed_and_loads_back(trace: Trace, tmp_path: Path) -> None:
     trace.save(tmp_path / "trace.json")
     content = json.loads((tmp_path / "trace.json").read_text())

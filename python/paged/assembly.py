@@ -21,6 +21,7 @@ from paged.devices import (
 from paged.dummy import open_dummy
 from paged.loading.checkpoint import Checkpoint, open_checkpoint
 from paged.loading.resolve import resolve
+from paged.machine import available_memory
 from paged.model_config import ModelConfig
 from paged.models import record
 from paged.program.ir import ITEMSIZE, DType, Program
@@ -116,10 +117,16 @@ def make_executor(
         return _torch_model(program, checkpoint, options, sizes), sizes
     arena = plan(program, max_tokens=step.max_num_batched_tokens, max_logits_rows=step.max_num_sequences)
     native = compile_program(program, arena, checkpoint, threads, max_model_len=sizes.max_model_len)
-    executor = _C.ProgramExecutor(
-        program=native, max_seq_len=sizes.max_model_len, num_blocks=sizes.num_blocks, block_size=step.block_size,
-        threads=threads,
-    )  # fmt: skip
+    try:
+        executor = _C.ProgramExecutor(
+            program=native, max_seq_len=sizes.max_model_len, num_blocks=sizes.num_blocks, block_size=step.block_size,
+            threads=threads,
+        )  # fmt: skip
+    except MemoryError as error:
+        raise MemoryError(
+            f"no memory for a KV cache of {sizes.kv_cache_bytes} bytes, with {available_memory()} available; "
+            "set a smaller kv_cache_bytes"
+        ) from error
     return executor, sizes
 
 

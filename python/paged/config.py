@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
+from paged.checks import shown
 from paged.devices import GpuDevice, parse_gpu
 from paged.machine import available_memory, num_physical_cores
 from paged.program.ir import ITEMSIZE, DType
@@ -58,11 +59,11 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         if self.dtype != "auto" and self.dtype not in ITEMSIZE:
-            raise ValueError(f"dtype must be 'auto', 'float32', 'bfloat16' or 'float16', got {self.dtype!r}")
+            raise ValueError(f"dtype must be 'auto', 'float32', 'bfloat16' or 'float16', got {shown(self.dtype)}")
         if self.generation_config not in ("auto", "none"):
-            raise ValueError(f"generation_config must be 'auto' or 'none', got {self.generation_config!r}")
+            raise ValueError(f"generation_config must be 'auto' or 'none', got {shown(self.generation_config)}")
         if self.load_format not in ("auto", "dummy"):
-            raise ValueError(f"load_format must be 'auto' or 'dummy', got {self.load_format!r}")
+            raise ValueError(f"load_format must be 'auto' or 'dummy', got {shown(self.load_format)}")
         _check_device(self.device)
         _check_count("num_threads", self.num_threads, 1, 1024)
         _check_count("kv_cache_bytes", self.kv_cache_bytes, 1, 1 << 50)
@@ -76,7 +77,7 @@ class EngineOptions:
         _check_flag("enable_prefix_caching", self.enable_prefix_caching)
         _check_flag("batch_invariant", self.batch_invariant)
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise TypeError(f"seed must be an integer, got {self.seed!r}")
+            raise TypeError(f"seed must be an integer, got {shown(self.seed)}")
         step = self.resolve_step_sizes()
         if step.max_num_batched_tokens < step.max_num_sequences:
             raise ValueError(
@@ -128,6 +129,11 @@ class EngineOptions:
                 f"kv_cache_bytes={self.kv_cache_bytes} holds no block: one takes {bytes_per_block} bytes "
                 f"({step.block_size} tokens of {bytes_per_token} bytes)"
             )
+        if num_blocks * step.block_size >= 2**31:
+            raise ValueError(
+                f"kv_cache_bytes={self.kv_cache_bytes} holds {num_blocks * step.block_size} tokens of "
+                f"{bytes_per_token} bytes; at most {2**31 - 1} are possible"
+            )
         return num_blocks
 
 
@@ -138,7 +144,7 @@ def _check_device(device: object) -> None:
         return
     raise ValueError(
         "device must be 'cpu', 'cuda' or 'cuda:<index>', 'hip' or 'hip:<index>', or 'torch' or 'torch:<device>' for "
-        f"the torch backend, got {device!r}"
+        f"the torch backend, got {shown(device)}"
     )
 
 
@@ -146,18 +152,18 @@ def _check_count(name: str, value: int | None, low: int, high: int) -> None:
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
+        raise TypeError(f"{name} must be an integer, got {shown(value)}")
     if not low <= value <= high:
-        raise ValueError(f"{name} must be in [{low}, {high}], got {value}")
+        raise ValueError(f"{name} must be in [{low}, {high}], got {shown(value)}")
 
 
 def _check_share(name: str, value: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number, got {value!r}")
+        raise TypeError(f"{name} must be a number, got {shown(value)}")
     if not 0.0 < value <= 1.0:
-        raise ValueError(f"{name} must be in (0, 1], got {value}")
+        raise ValueError(f"{name} must be in (0, 1], got {shown(value)}")
 
 
 def _check_flag(name: str, value: bool) -> None:
     if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
+        raise TypeError(f"{name} must be True or False, got {shown(value)}")

@@ -10,14 +10,17 @@ from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from paged import _C
+from paged.checks import shown
 from paged.logprobs import prompt_logprobs, token_logprobs
-from paged.notifier import Notifiers
+from paged.notifier import Notifiers, call_reporting
 from paged.outputs import Chunk, Completion, RequestError, Timings
 
 if TYPE_CHECKING:
     import asyncio
 
 OnChunk = Callable[[Chunk], object]
+
+_LONGEST_TIMEOUT = 1e9  # seconds; more than anybody waits, and a number that clocks can add
 
 
 class Handle:
@@ -66,7 +69,14 @@ class Handle:
             TimeoutError: it still runs, and goes on.
             RequestError: it failed; `error.completion` has what had come.
             EngineClosedError: called in a forked process.
+            TypeError, ValueError: `timeout` is no number.
         """
+        if timeout is not None:
+            if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+                raise TypeError(f"timeout must be a number of seconds, got {shown(timeout)}")
+            if timeout != timeout:  # an integer may be too large for math.isnan
+                raise ValueError("timeout must be a number of seconds, got NaN")
+            timeout = min(max(timeout, 0), _LONGEST_TIMEOUT)
         if not self._wait_finished(timeout):
             raise TimeoutError(f"the request still runs after {timeout} s; cancel() or stop() ends it")
         return self._checked_completion()
@@ -140,16 +150,22 @@ class Handle:
 
         All callbacks of an `LLM` run one after the other on a thread of their own, so a slow one delays the others but
         neither the engine nor anybody who awaits. What one raises goes to `threading.excepthook`.
+
+        Raises:
+            TypeError: it cannot be called.
         """
+        if not callable(callback):
+            raise TypeError(f"a done callback is a callable, got {shown(callback)}")
         with self._lock:
-            if not self._called_back:
+            is_late, is_first = self._called_back, not self._has_callbacks
+            if not is_late:
                 self._done_callbacks.append(callback)
-                if not self._has_callbacks:
-                    self._has_callbacks = True
-                    self._await_callback()
-                return
-        late = functools.partial(_call, callback, self)
-        self._notifiers.callbacks.call(self._request, late, until_finished=True)
+                self._has_callbacks = True
+        if is_late:
+            late = functools.partial(call_reporting, callback, self)
+            self._notifiers.callbacks.call(self._request, late, until_finished=True)
+        elif is_first:
+            self._await_callback()  # without the lock: of a closed engine it calls back at once
 
     # -- about it ------------------------------------------------------------------------------------------------
 
@@ -238,24 +254,14 @@ class Handle:
             self._called_back = True
             callbacks, self._done_callbacks = self._done_callbacks, []
         for callback in callbacks:
-            _call(callback, self)
+            call_reporting(callback, self)
 
     def _give_chunk(self, on_chunk: OnChunk) -> bool:
         chunk = self._take()
-        if (chunk.token_ids or chunk.finish_reason is not None) and not self._ended and not _call(on_chunk, chunk):
+        has_news = bool(chunk.token_ids) or chunk.finish_reason is not None
+        if has_news and not self._ended and not call_reporting(on_chunk, chunk):
             self.close()  # as an exception in a loop over the chunks would
         return chunk.finish_reason is not None
-
-
-def _call(callback: Callable[[Any], object], argument: object) -> bool:
-    """False: it raised, and threading.excepthook was told."""
-    try:
-        callback(argument)
-    except Exception as error:
-        report = (type(error), error, error.__traceback__, threading.current_thread())
-        threading.excepthook(threading.ExceptHookArgs(report))
-        return False
-    return True
 
 
 def _wake(loop: asyncio.AbstractEventLoop, news: asyncio.Future[None]) -> None:

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from paged import _C
+from paged.checks import shown
 from paged.config import EngineOptions, GenerationConfig, LoadFormat
 from paged.guide import GuideWorkers
 from paged.handle import Handle, OnChunk
@@ -37,6 +38,8 @@ Messages = Sequence[Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]]
 
 _MAX_INT32 = 2**31 - 1
+# Characters of a text for each byte of its tokens, at most: what normalising and merging may leave out.
+_MAX_TEXT_STRETCH = 8
 
 
 class LLM:
@@ -184,10 +187,10 @@ class LLM:
         self, prompt: Prompt, sampling_params: SamplingParams | None, priority: int, on_chunk: OnChunk | None,
         make_handle: Callable[..., Handle],
     ) -> Handle:  # fmt: skip
-        if isinstance(prompt, str):
-            token_ids = self.tokenizer.encode(prompt, add_special_tokens=True)
-        else:
-            token_ids = _check_token_ids(prompt)
+        _check_priority(priority)
+        if on_chunk is not None and not callable(on_chunk):
+            raise TypeError(f"on_chunk takes a callable, got {shown(on_chunk)}")
+        token_ids = self._encode(prompt) if isinstance(prompt, str) else _check_token_ids(prompt)
         params = self._with_guide(self.default_sampling_params if sampling_params is None else sampling_params)
         engine = self._running_engine()
         handles: list[Handle] = []
@@ -198,6 +201,16 @@ class LLM:
             request = self._guides.submit(of_answer, submit)
             handles.append(make_handle(engine, request, len(token_ids), self._notifiers, on_chunk, index))
         return handles[0] if len(handles) == 1 else HandleGroup(handles)
+
+    def _encode(self, text: str) -> TokenIds:
+        """Refuses what can never fit before it is cut into tokens, which takes seconds for some megabytes."""
+        limit = _MAX_TEXT_STRETCH * self.tokenizer.longest_token * self.max_model_len
+        if len(text) > limit:
+            raise ValueError(
+                f"the prompt has {len(text)} characters; max_model_len is {self.max_model_len} tokens, and a text of "
+                f"more than {limit} characters is refused; shorten the prompt"
+            )
+        return self.tokenizer.encode(text, add_special_tokens=True)
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, priority: int = 0) -> Handle:
         """As `submit`: `for chunk in llm.stream(prompt)`. Dropping or closing the handle cancels the request."""
@@ -311,7 +324,7 @@ class LLM:
             ValueError: max_steps is not in [1, 2**24].
         """
         if isinstance(max_steps, bool) or not isinstance(max_steps, int) or not 1 <= max_steps <= 2**24:
-            raise ValueError(f"max_steps must be an integer in [1, {2**24}], got {max_steps!r}")
+            raise ValueError(f"max_steps must be an integer in [1, {2**24}], got {shown(max_steps)}")
         self._running_engine().start_trace(max_steps)
 
     def stop_trace(self) -> Trace:
@@ -341,7 +354,7 @@ class LLM:
     def _with_guide(self, params: SamplingParams) -> SamplingParams:
         """Structured output is a guide, which is made, and its grammar compiled, on a thread of the guides."""
         if not isinstance(params, SamplingParams):
-            raise TypeError(f"expected SamplingParams, got {params!r}")
+            raise TypeError(f"sampling_params takes SamplingParams, got {shown(params)}")
         if params.structured_outputs is None:
             return params
         with self._grammars_lock:
@@ -379,9 +392,7 @@ class LLM:
             except (TypeError, ValueError) as error:
                 for handle in handles:
                     handle.cancel()
-                kind = (
-                    TypeError if isinstance(error, TypeError) else ValueError
-                )  # not all take a text, as a Unicode one
+                kind = TypeError if isinstance(error, TypeError) else ValueError  # theirs may take other arguments
                 raise kind(f"prompt {index} of {count}: {error}") from error
         return handles, False
 
@@ -406,17 +417,25 @@ def _is_single(prompts: object) -> bool:
     if isinstance(prompts, str):
         return True
     if not isinstance(prompts, Sequence):
-        raise TypeError(f"prompts must be a string, token ids, or a list of either, got {type(prompts).__name__}")
-    return len(prompts) > 0 and isinstance(prompts[0], int)
+        raise TypeError(f"prompts must be a string, token ids, or a list of either, got {shown(prompts)}")
+    return isinstance(prompts, bytes | bytearray) or (len(prompts) > 0 and isinstance(prompts[0], int))
 
 
 def _check_token_ids(prompt: object) -> TokenIds:
-    if not isinstance(prompt, Sequence):
-        raise TypeError(f"a prompt is a string or a list of token ids, got {type(prompt).__name__}")
-    for index, token in enumerate(prompt):
+    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray):
+        raise TypeError(f"a prompt is a string or a list of token ids, got {shown(prompt)}")
+    token_ids = list(prompt)
+    for index, token in enumerate(token_ids):
         if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token <= _MAX_INT32:
-            raise ValueError(f"a prompt is a string or a list of token ids, got {token!r} at position {index}")
-    return list(prompt)
+            raise ValueError(f"a prompt is a string or a list of token ids, got {shown(token)} at position {index}")
+    return token_ids
+
+
+def _check_priority(priority: object) -> None:
+    if isinstance(priority, bool) or not isinstance(priority, int):
+        raise TypeError(f"priority must be an integer, got {shown(priority)}")
+    if not -(2**31) <= priority <= _MAX_INT32:
+        raise ValueError(f"priority must be in [{-(2**31)}, {_MAX_INT32}], got {shown(priority)}")
 
 
 def _one_for_each(name: str, given: Any, count: int) -> list[Any]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 
@@ -63,7 +64,22 @@ def _dispatch(ids: list[int], waiting: Waiting, lock: threading.Lock) -> None:
     with lock:
         callbacks = [callback for id in ids for callback in waiting.pop(id, ())]
     while callbacks:
-        callbacks.pop(0)()  # and forgets it: what it holds must not outlive it here
+        call_reporting(callbacks.pop(0))  # and forgets it: what it holds must not outlive it here
+
+
+def call_reporting(callback: Callable[..., object], *arguments: object) -> bool:
+    """False: it raised, whatever it was, and `threading.excepthook` was told. The thread goes on: it is not this
+    callback's alone."""
+    try:
+        callback(*arguments)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+            raise  # Ctrl-C, which is not the callback's
+        report = (type(error), error, error.__traceback__, threading.current_thread())
+        with contextlib.suppress(BaseException):  # of a hook that somebody has set
+            threading.excepthook(threading.ExceptHookArgs(report))
+        return False
+    return True
 
 
 class Notifiers:

@@ -4,17 +4,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
+from paged.checks import shown
 from paged.guide import Guide, LogitsProcessor
 from paged.structured import StructuredOutputsParams
 
 LogprobsMode = Literal["raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"]
+Item = TypeVar("Item")
 
 _MAX_INT32 = 2**31 - 1
 _MAX_N = 1 << 14
+# Each is looked for at every token: these keep it to tens of microseconds.
+_MAX_STOPS, _MAX_STOP_LENGTH = 1024, 4096
+_MAX_BAD_WORDS = 10_000
 
 
 @dataclass(frozen=True)
@@ -31,13 +36,14 @@ class SamplingParams:
         frequency_penalty: the same, once for each time the token is in the answer.
         logit_bias: added to the logits of these token ids; held to [-100, 100].
         allowed_token_ids: no other tokens come; None: all.
-        bad_words: strings that never come, as the tokens each is made of with and without a space before it.
+        bad_words: strings that never come, as the tokens each is made of with and without a space before it. Up to
+            10,000.
         n: answers to the same prompt, whose blocks they share; more than one only with a temperature above 0.
         seed: the request's own random stream. The same seed gives the same tokens whatever else runs. None: derived
             from the engine's seed and the order of submission. Of n answers the one with index i has seed + i.
         max_tokens: most tokens to generate; None: until the model's context (or the KV pool) is full.
         min_tokens: no stop id comes before this many tokens.
-        stop: a string or strings; the answer ends before the first of them to appear.
+        stop: a string or strings; the answer ends before the first of them to appear. Up to 1024 of 4096 characters.
         stop_token_ids: ids that end the answer, besides the model's own end-of-sequence ids.
         ignore_eos: go on past the model's end-of-sequence ids.
         structured_outputs: what the whole text must be: JSON of a schema, a match of a regular expression, ... A text
@@ -98,12 +104,14 @@ class SamplingParams:
                 raise ValueError(f"min_tokens ({self.min_tokens}) is larger than max_tokens ({self.max_tokens})")
         if self.seed is not None:
             _check_int("seed", self.seed, -(2**63), 2**64 - 1)
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        for text in stop:
-            if not isinstance(text, str) or not text:
-                raise ValueError(f"stop takes non-empty strings, got {text!r}")
-        object.__setattr__(self, "stop", stop)
+        object.__setattr__(self, "stop", _texts("stop", self.stop, _MAX_STOPS))
+        for text in self.stop:
+            if len(text) > _MAX_STOP_LENGTH:
+                raise ValueError(f"stop takes strings of up to {_MAX_STOP_LENGTH} characters, got {len(text)}")
         object.__setattr__(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
+        for name in ("ignore_eos", "include_stop_str_in_output"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, got {shown(getattr(self, name))}")
         self._check_logits_settings()
 
     def _check_logits_settings(self) -> None:
@@ -113,6 +121,8 @@ class SamplingParams:
             raise ValueError("repetition_penalty must be above 0, got 0; 1 is no penalty")
         _check_number("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _check_number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        if not isinstance(self.logit_bias, Mapping):
+            raise TypeError(f"logit_bias must map token ids to numbers, got {shown(self.logit_bias)}")
         biases = dict(self.logit_bias)
         for token, bias in biases.items():
             _check_int("logit_bias", token, 0)
@@ -123,15 +133,11 @@ class SamplingParams:
             if not allowed:
                 raise ValueError("allowed_token_ids is empty: no token could come; None allows all")
             object.__setattr__(self, "allowed_token_ids", allowed)
-        bad_words = (self.bad_words,) if isinstance(self.bad_words, str) else tuple(self.bad_words)
-        for word in bad_words:
-            if not isinstance(word, str) or not word:
-                raise ValueError(f"bad_words takes non-empty strings, got {word!r}")
-        object.__setattr__(self, "bad_words", bad_words)
+        object.__setattr__(self, "bad_words", _texts("bad_words", self.bad_words, _MAX_BAD_WORDS))
         if self.structured_outputs is not None:
             if not isinstance(self.structured_outputs, StructuredOutputsParams):
                 raise TypeError(
-                    f"structured_outputs takes StructuredOutputsParams, got {self.structured_outputs!r:.80}"
+                    f"structured_outputs takes StructuredOutputsParams, got {shown(self.structured_outputs)}"
                 )
             if self.guide is not None:
                 raise ValueError("structured_outputs and guide both say what may come next: give one of them")
@@ -142,12 +148,30 @@ class SamplingParams:
         _check_int("prompt_logprobs_start", self.prompt_logprobs_start, 1)
         if self.logprobs_mode not in get_args(LogprobsMode):
             raise ValueError(
-                f"logprobs_mode must be one of {', '.join(get_args(LogprobsMode))}, got {self.logprobs_mode!r}"
+                f"logprobs_mode must be one of {', '.join(get_args(LogprobsMode))}, got {shown(self.logprobs_mode)}"
             )
+        object.__setattr__(self, "logits_processors", _items("logits_processors", self.logits_processors))
         for callback in (*([] if self.guide is None else [self.guide]), *self.logits_processors):
             if not callable(callback):
-                raise TypeError(f"guide and logits_processors take callables, got {callback!r}")
-        object.__setattr__(self, "logits_processors", tuple(self.logits_processors))
+                raise TypeError(f"guide and logits_processors take callables, got {shown(callback)}")
+
+
+def _items(name: str, given: Iterable[Item]) -> tuple[Item, ...]:
+    if not isinstance(given, Iterable) or isinstance(given, str | bytes | bytearray):
+        raise TypeError(f"{name} takes a list, got {shown(given)}")
+    return tuple(given)
+
+
+def _texts(name: str, given: str | Sequence[str], max_count: int) -> tuple[str, ...]:
+    texts = (given,) if isinstance(given, str) else _items(name, given)
+    if len(texts) > max_count:
+        raise ValueError(f"{name} takes up to {max_count} strings, got {len(texts)}")
+    for text in texts:
+        if not isinstance(text, str) or not text:
+            raise ValueError(f"{name} takes non-empty strings, got {shown(text)}")
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            raise ValueError(f"{name} takes valid Unicode, got a lone surrogate in {shown(text)}")
+    return texts
 
 
 def of_each_answer(params: SamplingParams) -> list[SamplingParams]:
@@ -166,7 +190,7 @@ def of_each_answer(params: SamplingParams) -> list[SamplingParams]:
 
 
 def _token_ids(name: str, given: Sequence[int]) -> tuple[int, ...]:
-    ids = tuple(given)
+    ids = _items(name, given)
     for token in ids:
         _check_int(name, token, 0)
     return ids
@@ -174,16 +198,16 @@ def _token_ids(name: str, given: Sequence[int]) -> tuple[int, ...]:
 
 def _check_number(name: str, value: object, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number, got {value!r}")
+        raise TypeError(f"{name} must be a number, got {shown(value)}")
     if not low <= value <= high:
-        raise ValueError(f"{name} must be in [{low:g}, {high:g}], got {value!r}")
+        raise ValueError(f"{name} must be in [{low:g}, {high:g}], got {shown(value)}")
 
 
 def _check_int(name: str, value: object, low: int, high: int = _MAX_INT32) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
+        raise TypeError(f"{name} must be an integer, got {shown(value)}")
     if not low <= value <= high:
-        raise ValueError(f"{name} must be in [{low}, {high}], got {value!r}")
+        raise ValueError(f"{name} must be in [{low}, {high}], got {shown(value)}")
 
 
 # The keys of a generation_config that are settings of SamplingParams.

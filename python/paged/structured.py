@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from paged.checks import shown
+
 _MAX_CHARACTERS = 1 << 20
 _KINDS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
 
@@ -51,9 +53,11 @@ class StructuredOutputsParams:
         for name in ("regex", "grammar", "whitespace_pattern"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, str) or not value):
-                raise TypeError(f"{name} must be a string that is not empty, got {value!r:.80}")
-        if self.json_object not in (None, True, False):
-            raise TypeError(f"json_object must be True or False, got {self.json_object!r:.80}")
+                raise TypeError(f"{name} must be a string that is not empty, got {shown(value)}")
+        for name in ("json_object", "disable_any_whitespace", "disable_additional_properties"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, bool):
+                raise TypeError(f"{name} must be True or False, got {shown(value)}")
         if self.choice is not None:
             object.__setattr__(self, "choice", _choices(self.choice))
         for name in ("json", "structural_tag"):
@@ -78,10 +82,10 @@ class StructuredOutputsParams:
 
 def _choices(choices: object) -> tuple[str, ...]:
     if isinstance(choices, str) or not isinstance(choices, Sequence) or not choices:
-        raise TypeError(f"choice must be a list of texts that is not empty, got {choices!r:.80}")
+        raise TypeError(f"choice must be a list of texts that is not empty, got {shown(choices)}")
     for text in choices:
         if not isinstance(text, str) or not text:
-            raise TypeError(f"choice takes texts that are not empty, got {text!r:.80}")
+            raise TypeError(f"choice takes texts that are not empty, got {shown(text)}")
     return tuple(choices)
 
 
@@ -93,7 +97,7 @@ def _json_text(name: str, value: Any) -> str:
         parsed = json.loads(value) if isinstance(value, str) else value
         text = json.dumps(parsed, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{name} must be JSON, as text or as plain data: {error}; got {value!r:.80}") from error
+        raise ValueError(f"{name} must be JSON, as text or as plain data: {error}; got {shown(value)}") from error
     if not isinstance(parsed, Mapping):
-        raise TypeError(f"{name} must be a JSON object, got {value!r:.80}")
+        raise TypeError(f"{name} must be a JSON object, got {shown(value)}")
     return text

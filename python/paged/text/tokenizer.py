@@ -5,6 +5,7 @@ The text of tokens is defined by their bytes (token_bytes.py), for `decode` as f
 on every character. The libraries are imported when a tokenizer is loaded.
 """
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Ids that are tokens; a model's own vocabulary may be padded beyond it."""
         return len(self._backend.token_bytes)
+
+    @functools.cached_property
+    def longest_token(self) -> int:
+        """Bytes of the longest one."""
+        return int(np.diff(self._backend.token_bytes.offsets).max(initial=0))
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`; special tokens spelled out in it become their ids.

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <cmath>
 #include <limits>
 #include <memory>
 #include <optional>
@@ -30,6 +31,10 @@ using Milliseconds = std::chrono::milliseconds;
 // Waits without the GIL, in slices short enough that Ctrl-C is felt at once.
 bool wait_interruptibly(Request& request, std::optional<double> timeout, bool until_finished) {
   constexpr Milliseconds kSlice(100);
+  if (timeout) {
+    PAGED_CHECK(!std::isnan(*timeout), "timeout must be a number of seconds, got NaN");
+    timeout = std::clamp(*timeout, 0.0, 1e9);  // what a clock can add
+  }
   const auto start = std::chrono::steady_clock::now();
   while (true) {
     auto slice = kSlice;

@@ -27,7 +27,7 @@ std::int32_t longest_sequence(const SchedulerConfig& config) {
 }
 
 bool is_stop_token(const StopRules& stop, TokenId token) {
-  return std::find(stop.stop_token_ids.begin(), stop.stop_token_ids.end(), token) != stop.stop_token_ids.end();
+  return std::binary_search(stop.stop_token_ids.begin(), stop.stop_token_ids.end(), token);
 }
 
 }  // namespace
@@ -76,6 +76,7 @@ std::unique_ptr<Sequence> Scheduler::make_sequence(SequenceSpec spec) {
   sequence->id = spec.id;
   sequence->tokens = std::move(spec.prompt);
   sequence->stop = std::move(spec.stop);
+  std::sort(sequence->stop.stop_token_ids.begin(), sequence->stop.stop_token_ids.end());
   sequence->num_prompt_tokens = sequence->num_tokens();
   sequence->max_num_tokens = std::min(sequence->stop.max_total_tokens, max_num_tokens_);
   sequence->priority = spec.priority;

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "base/blocked_signals.h"
@@ -58,24 +59,27 @@ Engine::Engine(const SchedulerConfig& config, std::unique_ptr<Executor> executor
 
 Engine::~Engine() { close(); }
 
-void Engine::check_usable() const {
+void Engine::check_process() const {
   if (getpid() != pid_)
     throw EngineClosedError(
         "this engine was made in another process: threads do not survive fork(); make the engine "
         "after the fork, or use the 'spawn' start method");
-  const std::lock_guard lock(mutex_);
+}
+
+void Engine::check_running() const {
   if (!failure_.empty())
     throw InternalError("the engine has failed and must be rebuilt; the first cause was: " + failure_);
   if (closing_) throw EngineClosedError("the engine is closed");
 }
 
 std::shared_ptr<Request> Engine::submit(RequestSpec spec) {
-  check_usable();
+  check_process();
   check_request(spec, vocab_size_, token_table_ != nullptr);
   Scheduler::check_prompt(config_, spec.prompt.size());
   std::shared_ptr<Request> request;
   {
     const std::lock_guard lock(mutex_);
+    check_running();  // under the lock of the inbox: whoever gets in is seen by the loop, its last round included
     request = std::make_shared<Request>(next_id_++, std::move(spec));
     inbox_.push_back({request});
   }
@@ -91,7 +95,7 @@ void Engine::end_early(SequenceId id, FinishReason reason) {
 void Engine::post(Message message) {
   {
     const std::lock_guard lock(mutex_);
-    if (closing_) return;
+    if (closing_ || !failure_.empty()) return;
     inbox_.push_back(std::move(message));
   }
   wake_.notify_one();
@@ -148,7 +152,8 @@ void Engine::loop() noexcept {
   {
     const std::lock_guard lock(mutex_);
     failure_ = failure;
-    received_ = std::exchange(inbox_, {});
+    std::move(inbox_.begin(), inbox_.end(), std::back_inserter(received_));  // behind those that a failure left there
+    inbox_.clear();
     if (failure.empty()) closing_ = true;
   }
   for (Message& message : received_)
@@ -158,7 +163,6 @@ void Engine::loop() noexcept {
 }
 
 bool Engine::receive() {
-  received_.clear();
   {
     std::unique_lock lock(mutex_);
     if ((live_.empty() || stalled_) && in_flight_.empty())
@@ -169,12 +173,13 @@ bool Engine::receive() {
   stalled_ = false;
   for (Message& message : received_) {
     if (message.submitted != nullptr)
-      admit(std::move(message.submitted));
+      admit(message.submitted);
     else if (message.answer != nullptr)
       take_answer(*message.answer);
     else
       end(message.ended, message.reason);
   }
+  received_.clear();
   return true;
 }
 
@@ -347,8 +352,14 @@ void Engine::announce_ended() {
 }
 
 void Engine::end_all(FinishReason reason, std::string_view error) {
+  num_finished_ += std::ssize(live_);
+  (reason == FinishReason::kError ? num_failed_ : num_cancelled_) += std::ssize(live_);
+  publish_end();
   announce_ended();
-  for (auto& [id, live] : live_) live.request->finish(reason, live.text.finish(), error);
+  for (auto& [id, live] : live_) {
+    if (trace_.active()) record_request(live, reason);
+    live.request->finish(reason, live.text.finish(), error);
+  }
   live_.clear();
 }
 

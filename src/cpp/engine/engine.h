@@ -121,7 +121,8 @@ class Engine {
     std::vector<Scores> scores = {};
   };
 
-  void check_usable() const;
+  void check_process() const;
+  void check_running() const;  // under mutex_
   void end_early(SequenceId id, FinishReason reason);
 
   // All below run on the engine thread.
@@ -149,6 +150,7 @@ class Engine {
   void announce_ended();  // last in a step, so that who sees a request finished sees the stats that say so
   void end_all(FinishReason reason, std::string_view error);
   void publish_stats();
+  void publish_end();  // nobody waits or runs any more
   void account(const InFlight& step);
   void record_request(const Live& live, FinishReason reason);
 

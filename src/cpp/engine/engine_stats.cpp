@@ -61,4 +61,13 @@ void Engine::publish_stats() {
   stats_.num_free_blocks = scheduler_->num_free_blocks();
 }
 
+void Engine::publish_end() {
+  const std::lock_guard lock(mutex_);
+  stats_.num_failed = num_failed_;
+  stats_.num_cancelled = num_cancelled_;
+  stats_.num_finished = num_finished_;
+  stats_.num_waiting = stats_.num_running = 0;
+  stats_.num_free_blocks = stats_.num_blocks;
+}
+
 }  // namespace paged
