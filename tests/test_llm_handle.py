@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import gc
 import itertools
+import os
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -104,6 +107,29 @@ def test_a_dropped_or_left_handle_is_cancelled_and_others_go_on(folder: Path) ->
         assert left.result(60).finish_reason == "cancelled" and list(left) == []
         assert other.result(60).token_ids == llm.generate([11, 12], GREEDY).token_ids
         assert eventually(lambda: idle(llm) and llm.stats().num_finished == 4)
+
+
+@pytest.mark.parametrize("wait", [paged.Handle.result, list, next])
+def test_an_interrupted_wait_cancels_though_its_traceback_is_kept(folder: Path, wait: Callable[..., object]) -> None:
+    main = threading.main_thread().ident
+    assert main is not None
+
+    def interrupt() -> None:
+        """As Ctrl-C does, once the main thread waits."""
+        assert eventually(lambda: sys._current_frames()[main].f_code.co_filename == paged.handle.__file__)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with gated_llm(folder) as (llm, gate), ThreadPoolExecutor(1) as pool:
+            with pytest.raises(KeyboardInterrupt) as kept:
+                pool.submit(interrupt)
+                wait(llm.submit([5], LONG))
+            gate.allow(1)
+            assert eventually(lambda: llm.stats().num_cancelled == 1)
+            assert kept.tb is not None
+    finally:
+        signal.signal(signal.SIGINT, inherited)
 
 
 def test_on_chunk_and_done_callback_run_in_order_on_one_other_thread(llm: paged.LLM) -> None:

@@ -32,7 +32,8 @@ class Handle:
     else.
 
     A request of which nobody can learn any more is cancelled: close the handle, leave its `with` block or drop it (one
-    with callbacks lives until it has finished). So is one whose `await` or `async for` is cancelled.
+    with callbacks lives until it has finished). So is one whose `await` or `async for` is cancelled, and one that a
+    `KeyboardInterrupt` finds waited for: its traceback, which notebooks and debuggers keep, would hold the handle.
     """
 
     def __init__(
@@ -77,7 +78,12 @@ class Handle:
             if timeout != timeout:  # an integer may be too large for math.isnan
                 raise ValueError("timeout must be a number of seconds, got NaN")
             timeout = min(max(timeout, 0), _LONGEST_TIMEOUT)
-        if not self._wait_finished(timeout):
+        try:
+            finished = self._wait_finished(timeout)
+        except KeyboardInterrupt:
+            self.close()
+            raise
+        if not finished:
             raise TimeoutError(f"the request still runs after {timeout} s; cancel() or stop() ends it")
         return self._checked_completion()
 
@@ -95,10 +101,14 @@ class Handle:
         return self
 
     def __next__(self) -> Chunk:
-        while not self._iteration_over():
-            self._request.wait()
-            if (chunk := self._next_chunk()) is not None:
-                return chunk
+        try:
+            while not self._iteration_over():
+                self._request.wait()
+                if (chunk := self._next_chunk()) is not None:
+                    return chunk
+        except KeyboardInterrupt:
+            self.close()
+            raise
         raise StopIteration
 
     def __aiter__(self) -> Handle:
