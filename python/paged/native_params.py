@@ -22,7 +22,7 @@ def native_params(
     native = _C.SamplingParams()
     for name in (
         "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
-        "min_tokens", "include_stop_str_in_output",
+        "min_tokens", "include_stop_str_in_output", "skip_special_tokens",
     ):  # fmt: skip
         setattr(native, name, getattr(params, name))
     native.seed = seed

@@ -42,10 +42,12 @@ class SamplingParams:
         seed: the request's own random stream. The same seed gives the same tokens whatever else runs. None: derived
             from the engine's seed and the order of submission. Of n answers the one with index i has seed + i.
         max_tokens: most tokens to generate; None: until the model's context (or the KV pool) is full.
-        min_tokens: no stop id comes before this many tokens.
+        min_tokens: no stop id comes before this many tokens, and no stop string counts that is complete by then.
         stop: a string or strings; the answer ends before the first of them to appear. Up to 1024 of 4096 characters.
         stop_token_ids: ids that end the answer, besides the model's own end-of-sequence ids.
         ignore_eos: go on past the model's end-of-sequence ids.
+        include_stop_str_in_output: leave in the text what ended it: the stop string, or the stop id's text.
+        skip_special_tokens: leave special tokens out of the text.
         structured_outputs: what the whole text must be: JSON of a schema, a match of a regular expression, ... A text
             that max_tokens cuts off is a beginning of it.
         logprobs: give the log-probability of each token, and of this many most likely ones; None: none.
@@ -56,7 +58,6 @@ class SamplingParams:
         guide: makes the `paged.guide.Guide` that says before each token what may come; called once, on another thread.
         logits_processors: called in turn before each token, on another thread, with the tokens generated so far and
             the model's logits, float32 [vocab_size]; each returns the logits to use. All other settings still apply.
-        include_stop_str_in_output: leave the stop string that was found in the text.
 
     Raises:
         TypeError, ValueError: naming the field, what arrived and what is allowed.
@@ -80,6 +81,7 @@ class SamplingParams:
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
     structured_outputs: StructuredOutputsParams | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
@@ -109,7 +111,7 @@ class SamplingParams:
             if len(text) > _MAX_STOP_LENGTH:
                 raise ValueError(f"stop takes strings of up to {_MAX_STOP_LENGTH} characters, got {len(text)}")
         object.__setattr__(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
-        for name in ("ignore_eos", "include_stop_str_in_output"):
+        for name in ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {shown(getattr(self, name))}")
         self._check_logits_settings()

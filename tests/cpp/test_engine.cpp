@@ -51,7 +51,7 @@ struct Fixture {
       bytes += static_cast<char>('!' + c);
       offsets.push_back(static_cast<std::int64_t>(bytes.size()));
     }
-    auto table = std::make_shared<const TokenTable>(std::move(bytes), std::move(offsets));
+    auto table = std::make_shared<const TokenTable>(std::move(bytes), std::move(offsets), std::vector<bool>());
     engine = std::make_unique<Engine>(config, std::move(model), std::move(table));
   }
   std::unique_ptr<Engine> engine;

@@ -171,6 +171,7 @@ class SamplingParams:
     stop_token_ids: Sequence[int]
     stop: Sequence[bytes]
     include_stop_str_in_output: bool
+    skip_special_tokens: bool
     def __init__(self) -> None: ...
 
 class NewsQueue:
@@ -223,7 +224,12 @@ class GuideDesk:
     def answer_error(self, question: GuideQuestion, text: str) -> None: ...
 
 class TokenTable:
-    def __init__(self, bytes: bytes, offsets: Sequence[int] | npt.NDArray[np.integer]) -> None: ...
+    def __init__(
+        self,
+        bytes: bytes,
+        offsets: Sequence[int] | npt.NDArray[np.integer],
+        is_special: Sequence[bool] | npt.NDArray[np.bool_],
+    ) -> None: ...
 
 class SchedulerConfig:
     num_blocks: int

@@ -44,13 +44,6 @@ class TokenBytes:
         """Raises IndexError on an id that is no token."""
         return b"".join(self[token] for token in token_ids if not (skip_special_tokens and self.is_special[token]))
 
-    def without_special(self) -> "TokenBytes":
-        """The same table with no bytes for special tokens."""
-        lengths = np.diff(self.offsets)
-        kept = np.frombuffer(self.blob, np.uint8)[np.repeat(~self.is_special, lengths)]
-        ends = np.cumsum(np.where(self.is_special, 0, lengths), dtype=np.int32)
-        return TokenBytes(kept.tobytes(), np.concatenate([np.zeros(1, np.int32), ends]), self.is_special)
-
 
 def byte_level_alphabet() -> str:
     """256 characters: the one that stands for each byte (GPT-2, bytes_to_unicode)."""

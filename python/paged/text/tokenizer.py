@@ -88,10 +88,10 @@ class Tokenizer:
         """The bytes of every token; a special token's are its text."""
         return self._backend.token_bytes
 
-    def token_table(self) -> tuple[bytes, npt.NDArray[np.int32]]:
-        """What the engine streams from: all bytes, and [vocab_size + 1] offsets. Special tokens have no bytes."""
-        table = self._backend.token_bytes.without_special()
-        return table.blob, table.offsets
+    def token_table(self) -> tuple[bytes, npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+        """What the engine streams from: all bytes, [vocab_size + 1] offsets, and [vocab_size] which are special."""
+        table = self._backend.token_bytes
+        return table.blob, table.offsets, table.is_special
 
 
 def load_tokenizer(path: str | Path, checkpoint: Checkpoint) -> Tokenizer | None:

@@ -113,7 +113,8 @@ void bind_request(py::module_& module) {
       .def_readwrite("min_tokens", &SamplingParams::min_tokens)
       .def_readwrite("stop_token_ids", &SamplingParams::stop_token_ids)
       .def_readwrite("stop", &SamplingParams::stop)
-      .def_readwrite("include_stop_str_in_output", &SamplingParams::include_stop_str_in_output);
+      .def_readwrite("include_stop_str_in_output", &SamplingParams::include_stop_str_in_output)
+      .def_readwrite("skip_special_tokens", &SamplingParams::skip_special_tokens);
   py::class_<NewsQueue, std::shared_ptr<NewsQueue>>(module, "NewsQueue", "The requests that have news for somebody.")
       .def(py::init<>())
       .def("wait", &NewsQueue::wait, py::call_guard<GilRelease>(),
@@ -195,11 +196,12 @@ void bind_engine(py::module_& module) {
   bind_guide(module);
   bind_metrics(module);
   py::class_<TokenTable, std::shared_ptr<TokenTable>>(module, "TokenTable", "The bytes each token stands for.")
-      .def(py::init([](const py::bytes& bytes, const Int64Array& offsets) {
+      .def(py::init([](const py::bytes& bytes, const Int64Array& offsets, const py::array_t<bool>& is_special) {
              return std::make_shared<TokenTable>(
-                 std::string(bytes), std::vector<std::int64_t>(offsets.data(), offsets.data() + offsets.size()));
+                 std::string(bytes), std::vector<std::int64_t>(offsets.data(), offsets.data() + offsets.size()),
+                 is_special.cast<std::vector<bool>>());
            }),
-           py::arg("bytes"), py::arg("offsets"));
+           py::arg("bytes"), py::arg("offsets"), py::arg("is_special"));
   py::class_<SchedulerConfig>(module, "SchedulerConfig")
       .def(py::init<>())
       .def_readwrite("num_blocks", &SchedulerConfig::num_blocks)

@@ -190,7 +190,7 @@ void Engine::admit(std::shared_ptr<Request> request) {
   std::unique_ptr<LogitsPolicy> policy = LogitsPolicy::make(spec, vocab_size_);
   Live& live = live_.emplace(id, Live{std::move(request), std::move(text), -1, std::move(policy)}).first->second;
   const auto first = live_.find(spec.follows);
-  if (first != live_.end() && !first->second.has_token)
+  if (first != live_.end() && first->second.num_tokens == 0)
     first->second.followers.push_back(id);
   else
     start(live);
@@ -307,16 +307,21 @@ void Engine::deliver(const TokenEvent& event, Live& live, std::span<const Scored
     return;
   }
   ++num_generated_tokens_;
-  live.has_token = true;
+  ++live.num_tokens;
   if (!live.followers.empty()) start_followers(live);
   if (live.policy != nullptr) live.policy->append(event.token);
   if (token_table_ == nullptr) {
     live.request->append(event.token, {}, scores);
     return go_on_or_end(event, live, false);
   }
-  // The text of a stop token is not part of the answer; the token itself is, as in vLLM.
+  // Unless it is asked for, the text of a stop token is not part of the answer; the token itself is, as in vLLM.
+  const SamplingParams& params = live.request->spec().sampling;
   const bool is_stop_token = event.finish_reason == FinishReason::kStop;
-  const bool stopped = !is_stop_token && live.text.push(token_table_->bytes_of(event.token));
+  const bool may_stop = !is_stop_token && live.num_tokens > params.min_tokens;
+  std::string_view bytes;
+  if (!is_stop_token || params.include_stop_str_in_output)
+    bytes = token_table_->bytes_of(event.token, params.skip_special_tokens);
+  const bool stopped = live.text.push(bytes, may_stop);
   live.request->append(event.token, live.text.take(), scores);
   go_on_or_end(event, live, stopped);
 }

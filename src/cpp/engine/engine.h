@@ -84,7 +84,7 @@ class Engine {
     TextStream text;
     std::int32_t row = -1;  // of row_states_, where the last step that samples for it found it
     std::unique_ptr<LogitsPolicy> policy = nullptr;
-    bool has_token = false;
+    std::int32_t num_tokens = 0;             // of the answer so far
     std::vector<SequenceId> followers = {};  // that wait for its first token
   };
   // What every step needs of who runs in a row of the block tables, without a search for it.

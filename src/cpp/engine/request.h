@@ -46,9 +46,10 @@ struct SamplingParams {
   std::int32_t num_prompt_logprobs = -1;  // the same at each token of the prompt,
   std::int32_t first_prompt_logprob = 1;  // from this one on; the first token has none
   LogprobsMode logprobs_mode = LogprobsMode::kRawLogprobs;
-  std::vector<TokenId> stop_token_ids;  // including the model's end-of-sequence tokens unless they are ignored
-  std::vector<std::string> stop;        // UTF-8 bytes
-  bool include_stop_str_in_output = false;
+  std::vector<TokenId> stop_token_ids;      // including the model's end-of-sequence tokens unless they are ignored
+  std::vector<std::string> stop;            // UTF-8 bytes
+  bool include_stop_str_in_output = false;  // also the text of a stop token
+  bool skip_special_tokens = true;          // in the text
 };
 
 // Who chooses a request's tokens with the engine: see guide_desk.h.

@@ -58,15 +58,19 @@ TextStream::TextStream(std::vector<std::string> stop, bool include_stop)
   std::erase(stop_, std::string());
 }
 
-bool TextStream::push(std::string_view bytes) {
+bool TextStream::push(std::string_view bytes, bool may_stop) {
   if (stopped_) return true;
   held_ += bytes;
+  if (!may_stop) {
+    ignored_ = held_.size();
+    return false;
+  }
   std::size_t first_end = std::string::npos;  // the stop string that is complete first wins, the longest of those
   std::size_t first_start = std::string::npos;
   std::size_t longest = 1;
   for (const std::string& stop : stop_) {
     longest = std::max(longest, stop.size());
-    const std::size_t start = held_.find(stop, searched_);
+    const std::size_t start = held_.find(stop, std::max(searched_, ignored_ - std::min(ignored_, stop.size() - 1)));
     if (start == std::string::npos) continue;
     const std::size_t end = start + stop.size();
     if (end < first_end || (end == first_end && start < first_start)) {
@@ -94,6 +98,7 @@ std::string TextStream::take() {
   const std::size_t consumed = append_characters(std::string_view(held_).substr(0, certain_bytes()), false, text);
   held_.erase(0, consumed);
   searched_ -= std::min(searched_, consumed);
+  ignored_ -= std::min(ignored_, consumed);
   return text;
 }
 
@@ -101,7 +106,7 @@ std::string TextStream::finish() {
   std::string text;
   append_characters(held_, true, text);
   held_.clear();
-  searched_ = 0;
+  searched_ = ignored_ = 0;
   stopped_ = true;
   return text;
 }

@@ -15,9 +15,10 @@ class TextStream {
  public:
   explicit TextStream(std::vector<std::string> stop, bool include_stop = false);
 
-  // Takes the next token's bytes; true once a stop string is complete (what follows it is dropped). The cost is that
-  // of searching the held-back bytes for each stop string.
-  bool push(std::string_view bytes);
+  // Takes the next token's bytes; true once a stop string is complete (what follows it is dropped). One that is
+  // complete before a token that may stop does not count. The cost is that of searching the held-back bytes for each
+  // stop string.
+  bool push(std::string_view bytes, bool may_stop = true);
 
   std::string take();    // what has become certain since the last call
   std::string finish();  // take(), and the rest: an incomplete character at the end becomes U+FFFD
@@ -29,6 +30,7 @@ class TextStream {
   bool include_stop_;
   std::string held_;          // bytes not handed out yet
   std::size_t searched_ = 0;  // held_ before this point contains no start of a complete stop string
+  std::size_t ignored_ = 0;   // stop strings in held_ that end before this point do not count
   bool stopped_ = false;
 };
 
