@@ -8,11 +8,13 @@
 
 from paged._C import EngineClosedError, InternalError
 from paged.async_llm import AsyncLLM
+from paged.beams import Beam, BeamSearchParams, beam_search
 from paged.handle import Handle
 from paged.llm import LLM
 from paged.metrics import Stats
 from paged.outputs import Chunk, Completion, Logprob, RequestError, Timings
 from paged.sampling import SamplingParams
+from paged.scoring import Score
 from paged.structured import StructuredOutputsParams
 from paged.text.tool_calls import ToolCall
 
@@ -20,6 +22,8 @@ __version__ = "0.1.0"
 __all__ = [
     "LLM",
     "AsyncLLM",
+    "Beam",
+    "BeamSearchParams",
     "Chunk",
     "Completion",
     "EngineClosedError",
@@ -28,9 +32,11 @@ __all__ = [
     "Logprob",
     "RequestError",
     "SamplingParams",
+    "Score",
     "Stats",
     "StructuredOutputsParams",
     "Timings",
     "ToolCall",
     "__version__",
+    "beam_search",
 ]

@@ -27,6 +27,7 @@ from paged.sampling import SamplingParams, of_each_answer
 if TYPE_CHECKING:
     from paged.grammar import GrammarCompiler
     from paged.program.ir import DType
+    from paged.scoring import Score
     from paged.text.chat import ChatTemplate
     from paged.text.tokenizer import Tokenizer
     from paged.tool_use import ToolUse
@@ -185,22 +186,26 @@ class LLM:
 
     def _submit(
         self, prompt: Prompt, sampling_params: SamplingParams | None, priority: int, on_chunk: OnChunk | None,
-        make_handle: Callable[..., Handle],
+        make_handle: Callable[..., Handle], follows: int = 0,
     ) -> Handle:  # fmt: skip
+        """follows: the id of a request, or 0. This one starts once that has a token: what they share is then cached."""
         _check_priority(priority)
         if on_chunk is not None and not callable(on_chunk):
             raise TypeError(f"on_chunk takes a callable, got {shown(on_chunk)}")
-        token_ids = self._encode(prompt) if isinstance(prompt, str) else _check_token_ids(prompt)
+        token_ids = self._token_ids(prompt)
         params = self._with_guide(self.default_sampling_params if sampling_params is None else sampling_params)
         engine = self._running_engine()
         handles: list[Handle] = []
         for index, of_answer in enumerate(of_each_answer(params)):
-            follows = handles[0].id if handles else 0  # once its prompt is there
             native = self._native_params(of_answer)
-            submit = functools.partial(engine.submit, token_ids, native, priority, follows=follows)
+            first = handles[0].id if handles else follows
+            submit = functools.partial(engine.submit, token_ids, native, priority, follows=first)
             request = self._guides.submit(of_answer, submit)
             handles.append(make_handle(engine, request, len(token_ids), self._notifiers, on_chunk, index))
         return handles[0] if len(handles) == 1 else HandleGroup(handles)
+
+    def _token_ids(self, prompt: Prompt) -> TokenIds:
+        return self._encode(prompt) if isinstance(prompt, str) else _check_token_ids(prompt)
 
     def _encode(self, text: str) -> TokenIds:
         """Refuses what can never fit before it is cut into tokens, which takes seconds for some megabytes."""
@@ -215,6 +220,24 @@ class LLM:
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, priority: int = 0) -> Handle:
         """As `submit`: `for chunk in llm.stream(prompt)`. Dropping or closing the handle cancels the request."""
         return self.submit(prompt, sampling_params, priority=priority)
+
+    def score(self, pairs: Sequence[tuple[Prompt, Prompt]], *, use_tqdm: bool = True, priority: int = 0) -> list[Score]:
+        """How likely the model finds each continuation of each prompt, for evaluators.
+
+        Args:
+            pairs: (prompt, continuation) each, strings or token ids, of at most max_model_len tokens together. A string
+                that continues a string is what the tokens of the whole text have more than those of the prompt.
+                Beginnings that several pairs share are computed once.
+            use_tqdm: a progress bar.
+            priority: lower is more urgent.
+
+        Raises:
+            ValueError, TypeError: a pair that can never run; nothing is scored then.
+            RequestError: a pair failed.
+        """
+        from paged.scoring import score
+
+        return score(self, pairs, use_tqdm=use_tqdm, priority=priority)
 
     @overload
     def chat(
