@@ -166,6 +166,14 @@ def test_conversations_are_rendered(real_models: Mapping[str, Path]) -> None:
     assert batch["text"][1] == worker._llm.generate("What is the capital of France?", params).text
 
 
+@pytest.mark.parametrize("asked", [{"n": 2}, {"logprobs": 0}, {"prompt_logprobs": 1}])
+def test_what_has_no_column_is_refused_before_anything_runs(asked: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(asked))}={next(iter(asked.values()))}"):
+        generate(None, "any", SamplingParams(**asked))
+    with pytest.raises(ValueError, match="one answer"):
+        GenerateWorker("any", SamplingParams(**asked))
+
+
 def test_a_missing_column_is_named(folder: Path) -> None:
     worker = GenerateWorker(folder, PARAMS, llm_options=OPTIONS)
     with pytest.raises(ValueError, match="no column 'prompt', only text"):

@@ -47,12 +47,17 @@ class GenerateWorker:
     ) -> None:
         """
         Args:
+            sampling_params: of every row; None: the model's `default_sampling_params`.
             llm_options: of `LLM`. What is not given follows from the share that Ray assigned to this worker: its CPUs
                 as num_threads; with a share of a GPU, device="cuda" and that share of its memory.
+
+        Raises:
+            ValueError: sampling_params ask for what has no column: n, logprobs or prompt_logprobs.
         """
-        self._params = SamplingParams() if sampling_params is None else sampling_params
+        _check_params(sampling_params)
         self._prompt_column = prompt_column
         self._llm = LLM(model, **{**assigned_options(), **(llm_options or {})})
+        self._params = self._llm.default_sampling_params if sampling_params is None else sampling_params
 
     async def __call__(self, batch: Batch) -> AsyncIterator[Batch]:
         import asyncio
@@ -64,26 +69,26 @@ class GenerateWorker:
 
     async def _answer(self, value: Any) -> Completion:
         try:
-            token_ids = self._token_ids(value)
-            return await self._llm.submit(token_ids, self._seeded(token_ids))
+            prompt = self._prompt(value)
+            return await self._llm.submit(prompt, self._seeded(prompt))
         except RequestError as error:
             return error.completion
         except (TypeError, ValueError) as error:
             never = Timings(None, None, None, np.zeros(0, np.float32))
             return Completion("", [], "error", 0, 0, never, str(error))
 
-    def _token_ids(self, value: Any) -> list[int]:
+    def _prompt(self, value: Any) -> str | list[int]:
         if isinstance(value, str):
-            return self._llm.tokenizer.encode(value, add_special_tokens=True)
+            return str(value)  # numpy's strings are a subclass
         values = np.asarray(value).tolist()
         if isinstance(values, list) and values and isinstance(values[0], Mapping):
             return self._llm.render_chat(values)
         return values  # type: ignore[no-any-return]  # submit says what else it is
 
-    def _seeded(self, token_ids: list[int]) -> SamplingParams:
+    def _seeded(self, prompt: str | list[int]) -> SamplingParams:
         if self._params.seed is not None:
             return self._params
-        digest = hashlib.blake2b(repr(token_ids).encode(), digest_size=8).digest()
+        digest = hashlib.blake2b(repr(prompt).encode(), digest_size=8).digest()
         return dataclasses.replace(self._params, seed=int.from_bytes(digest))
 
 
@@ -107,6 +112,7 @@ def generate(
     """
     from ray.data import ActorPoolStrategy
 
+    _check_params(sampling_params)
     arguments = {"model": model, "sampling_params": sampling_params, "prompt_column": prompt_column}
     return dataset.map_batches(
         GenerateWorker,
@@ -133,6 +139,14 @@ def assigned_options() -> dict[str, Any]:
         options["device"] = "cuda"
         options["gpu_memory_utilization"] = 0.85 * min(1.0, resources["GPU"])
     return options
+
+
+def _check_params(params: SamplingParams | None) -> None:
+    if params is not None and (params.n > 1 or params.logprobs is not None or params.prompt_logprobs is not None):
+        raise ValueError(
+            f"a row has one answer and no columns for log-probabilities, got n={params.n}, logprobs={params.logprobs} "
+            f"and prompt_logprobs={params.prompt_logprobs}"
+        )
 
 
 def _columns(completions: list[Completion]) -> Batch:
