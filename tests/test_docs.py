@@ -15,7 +15,7 @@ from test_structured_llm import save_with_tokenizer
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
-NEEDS = {"applications.md": "fastapi", "ray.md": "ray", "structured-output.md": "llguidance"}
+NEEDS = {"applications.md": "fastapi", "evaluate.md": "lm_eval", "ray.md": "ray", "structured-output.md": "llguidance"}
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```\n(?:```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
 TOOL_TEMPLATE = "{{ tools | tojson }}{% for m in messages %}{{ m.content }}{% endfor %}<tool_call>"
 
