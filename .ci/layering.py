@@ -20,11 +20,12 @@ PYTHON = ROOT / "python" / "paged"
 MAY_INCLUDE = {
     "base": set(),
     "core": {"base"},
+    "sim": {"base", "core"},
     "cpu": {"base", "ops"},
     "ops": {"base", "cpu"},
     "exec": {"base", "ops", "cpu"},
     "engine": {"base", "core", "exec", "ops", "cpu"},
-    "bindings": {"base", "core", "exec", "ops", "cpu", "engine"},
+    "bindings": {"base", "core", "exec", "ops", "cpu", "engine", "sim"},
 }
 # Of cpu, those above may see the thread pool only.
 CPU_FROM_ABOVE = {"cpu/thread_pool.h"}

@@ -42,6 +42,17 @@ class Simulation {
     living[spec.id] = {spec.prompt, spec.prompt.size(), spec.stop, spec.cache_salt, later, spec.first_scored};
     device.futures.emplace(spec.id, Future(spec.id, spec.prompt, spec.cache_salt));
   }
+  // A turn of a session: the prompt is what it appends. Returns it with the session's tokens in front.
+  SequenceSpec add_turn(const SequenceSpec& spec) {
+    const Session& session = *scheduler.sessions().find(spec.session);
+    SequenceSpec whole = spec;
+    whole.prompt.insert(whole.prompt.begin(), session.tokens.begin(), session.tokens.end());
+    whole.cache_salt = session.spec.cache_salt;
+    scheduler.add(spec);
+    living[spec.id] = {whole.prompt, whole.prompt.size(), spec.stop, whole.cache_salt, false};
+    device.futures.emplace(spec.id, Future(spec.id, whole.prompt, whole.cache_salt));
+    return whole;
+  }
   void fork(SequenceId parent, SequenceId child) {
     CHECK(scheduler.fork(parent, child));
     const Living& source = living.at(parent);

@@ -319,3 +319,58 @@ class Engine:
     def stats(self) -> EngineStats: ...
     def start_trace(self, capacity: int) -> None: ...
     def stop_trace(self) -> Trace: ...
+
+class ReplayConfig:
+    num_blocks: int
+    block_size: int
+    max_num_sequences: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    max_wait_steps: int
+    num_slots: int
+    stagger: float
+    uses_sessions: bool
+    tells_tools: bool
+    def __init__(self) -> None: ...
+    def set_device(
+        self,
+        *,
+        base: float,
+        per_token: float,
+        per_token_pair: float,
+        decode_base: float,
+        per_decoded_context_token: float,
+    ) -> None: ...
+
+class ReplayResult:
+    @property
+    def job_seconds(self) -> npt.NDArray[np.float64]: ...
+    @property
+    def least_seconds(self) -> npt.NDArray[np.float64]: ...
+    @property
+    def resume_seconds(self) -> npt.NDArray[np.float64]: ...
+    @property
+    def num_prefill_tokens(self) -> int: ...
+    @property
+    def num_new_tokens(self) -> int: ...
+    @property
+    def num_evicted_tokens(self) -> int: ...
+    @property
+    def num_expired_tokens(self) -> int: ...
+    @property
+    def num_preemptions(self) -> int: ...
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def busy_seconds(self) -> float: ...
+    @property
+    def mean_live_tokens(self) -> float: ...
+
+def replay(
+    *,
+    agents: npt.NDArray[np.int64],
+    turns: npt.NDArray[np.float64],
+    config: ReplayConfig,
+    policy: str,
+    ttl_seconds: float = 2.0,
+) -> ReplayResult: ...

@@ -19,4 +19,5 @@ PYBIND11_MODULE(_C, module) {
   paged::bind_program(module);
   paged::bind_gpu(module);
   paged::bind_engine(module);
+  paged::bind_replay(module);
 }

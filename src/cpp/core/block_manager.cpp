@@ -20,29 +20,39 @@ const BlockManagerConfig& checked(const BlockManagerConfig& config) {
 
 }  // namespace
 
-BlockManager::BlockManager(const BlockManagerConfig& config, BlockHash hash)
+BlockManager::BlockManager(const BlockManagerConfig& config, BlockHash hash, std::shared_ptr<const Policy> policy)
     : config_(checked(config)),
       references_(static_cast<std::size_t>(config.num_blocks)),
       copy_references_(references_.size()),
-      free_(config.num_blocks),
-      cache_(config.num_blocks, config.block_size, hash) {}
+      num_holders_(references_.size()),
+      was_shared_(references_.size()),
+      order_(config.num_blocks),
+      cache_(config.num_blocks, config.block_size, hash),
+      policy_(std::move(policy)),
+      owners_(config.num_blocks),
+      pressure_{config.num_blocks, config.block_size} {}
 
-bool BlockManager::admit(Sequence& sequence, std::int32_t num_spare_blocks) {
+bool BlockManager::admit(Sequence& sequence, std::int32_t num_spare_blocks, bool may_take_held) {
   PAGED_INVARIANT(sequence.block_table.empty(), "sequence ", sequence.id, " is admitted with blocks");
   if (num_free_blocks() <= num_spare_blocks) return false;  // the last token always needs one
   match_prefix(sequence);
 
   const auto num_matched = static_cast<std::int32_t>(sequence.block_table.size());
-  const auto num_revived =
-      static_cast<std::int32_t>(std::count_if(sequence.block_table.begin(), sequence.block_table.end(),
-                                              [&](BlockId block) { return num_references(block) == 0; }));
+  std::int32_t num_revived = 0;
+  std::int32_t num_held = num_held_free_;  // for others
+  for (const BlockId block : sequence.block_table) {
+    if (num_references(block) > 0) continue;
+    ++num_revived;
+    num_held -= num_holders_[static_cast<std::size_t>(block)] > 0 ? 1 : 0;
+  }
   const std::int32_t num_new = blocks_for(sequence.num_tokens()) - num_matched;
-  if (num_revived + num_new + num_spare_blocks > num_free_blocks()) {
+  if (num_revived + num_new + num_spare_blocks + (may_take_held ? 0 : num_held) > num_free_blocks()) {
     sequence.block_table.clear();
     return false;
   }
   for (const BlockId block : sequence.block_table) retain(block);  // before allocate() could evict one
-  for (std::int32_t i = 0; i < num_new; ++i) sequence.block_table.push_back(allocate());
+  take_ownership(sequence, num_matched);
+  for (std::int32_t i = 0; i < num_new; ++i) sequence.block_table.push_back(allocate(sequence));
   sequence.num_sealed_blocks = num_matched;
   sequence.num_computed_tokens = num_matched * config_.block_size;
   return true;
@@ -55,7 +65,7 @@ bool BlockManager::grow(Sequence& sequence, std::int32_t num_new_tokens, BlockCo
   const bool must_copy = first < num_held && !is_writable(sequence.block_table[static_cast<std::size_t>(first)]);
   if (num_missing + (must_copy ? 1 : 0) > num_free_blocks()) return false;
   if (must_copy) copy_on_write(sequence, static_cast<std::size_t>(first), copies);
-  for (std::int32_t i = 0; i < num_missing; ++i) sequence.block_table.push_back(allocate());
+  for (std::int32_t i = 0; i < num_missing; ++i) sequence.block_table.push_back(allocate(sequence));
   return true;
 }
 
@@ -103,26 +113,43 @@ std::span<const TokenId> BlockManager::block_tokens(const Sequence& sequence, st
   return std::span(sequence.tokens).subspan(static_cast<std::size_t>(index) * size, size);
 }
 
-BlockId BlockManager::allocate() {
+BlockId BlockManager::allocate(const Sequence& sequence) {
   PAGED_INVARIANT(num_free_blocks() > 0, "no block is free");
-  const BlockId block = free_.front();
-  free_.remove(block);
-  if (cache_.contains(block)) cache_.erase(block);
+  const auto worth_at_age = [&](double age) {
+    return policy_ == nullptr ? 0.0 : policy_->score_by_age(age, pressure_);
+  };
+  const BlockId block = order_.victim(now_, worth_at_age);
+  if (cache_.contains(block)) evict(block, sequence.id);
+  order_.take(block);
   references(block) = 1;
   return block;
 }
 
+void BlockManager::evict(BlockId block, SequenceId by) {
+  while (owners_.has_owner(block)) {
+    OwnerSlot owner = kNoOwner;
+    owners_.for_each_owner(block, [&](OwnerSlot each) { owner = each; });
+    PAGED_INVARIANT(owners_.tail(owner) == block, "evicted block ", block, " is not the last of its owner's path");
+    disown_tail(owner, false);
+    if (on_eviction_) on_eviction_({owner, by});
+  }
+  cache_.erase(block);
+  was_shared_[static_cast<std::size_t>(block)] = false;
+  const BlockId exposed = order_.leave(block);
+  if (exposed != kNoBlock) order_.reprice(exposed, worth_of(exposed));
+}
+
 void BlockManager::retain(BlockId block) {
-  if (references(block)++ == 0) free_.remove(block);
+  if (references(block)++ > 0) return;
+  order_.take(block);
+  num_held_free_ -= num_holders_[static_cast<std::size_t>(block)] > 0 ? 1 : 0;
 }
 
 void BlockManager::release(BlockId block) {
   PAGED_INVARIANT(num_references(block) > 0, "block ", block, " is freed twice");
   if (--references(block) > 0) return;
-  if (cache_.contains(block))
-    free_.push_back(block);
-  else
-    free_.push_front(block);  // worth nothing: reuse it before anything cached is evicted
+  order_.free(block, worth_of(block), now_);
+  num_held_free_ += num_holders_[static_cast<std::size_t>(block)] > 0 ? 1 : 0;
 }
 
 // References held for copies do not count: those of this step and of steps in flight read before anybody writes.
@@ -145,7 +172,7 @@ void BlockManager::match_prefix(Sequence& sequence) const {
 
 void BlockManager::copy_on_write(Sequence& sequence, std::size_t index, BlockCopies& copies) {
   const BlockId source = sequence.block_table[index];
-  sequence.block_table[index] = allocate();
+  sequence.block_table[index] = allocate(sequence);
   sequence.num_row_blocks = std::min(sequence.num_row_blocks, static_cast<std::int32_t>(index));
   ++copy_references_[static_cast<std::size_t>(source)];
   copies.sources.push_back(source);  // the sequence's reference passes to the copy
@@ -161,52 +188,14 @@ void BlockManager::seal_next(Sequence& sequence, std::vector<BlockId>& retired) 
   const BlockId twin = cache_.find(parent, tokens);
   if (twin == kNoBlock) {
     cache_.insert(block, parent, tokens);
-    return;
+    order_.enter(block, index == 0 ? kNoBlock : sequence.block_table[static_cast<std::size_t>(index) - 1]);
+  } else {
+    retain(twin);
+    retired.push_back(block);
+    block = twin;
+    sequence.num_row_blocks = std::min(sequence.num_row_blocks, index);
   }
-  retain(twin);
-  retired.push_back(block);
-  block = twin;
-  sequence.num_row_blocks = std::min(sequence.num_row_blocks, index);
-}
-
-void BlockManager::check_integrity() const {
-  std::vector<bool> is_free(references_.size());
-  std::int32_t num_free = 0;
-  for (BlockId block = free_.front(); block != free_.end(); block = free_.after(block), ++num_free) {
-    const auto index = static_cast<std::size_t>(block);
-    PAGED_INVARIANT(!is_free[index], "block ", block, " is in the free list twice");
-    is_free[index] = true;
-  }
-  PAGED_INVARIANT(num_free == free_.size(), "free blocks: ", num_free, " counted, ", free_.size(), " kept");
-  for (std::size_t block = 0; block < references_.size(); ++block)
-    PAGED_INVARIANT(is_free[block] == (references_[block] == 0), "block ", block, " has ", references_[block],
-                    " references and is ", is_free[block] ? "" : "not ", "in the free list");
-  cache_.check_integrity();
-}
-
-void BlockManager::check_integrity(const Sequence& sequence) const {
-  const auto num_held = static_cast<std::int32_t>(sequence.block_table.size());
-  PAGED_INVARIANT(sequence.num_computed_tokens <= sequence.num_tokens(), "sequence ", sequence.id, " computed ",
-                  sequence.num_computed_tokens, " of ", sequence.num_tokens(), " tokens");
-  PAGED_INVARIANT(blocks_for(sequence.num_planned_tokens()) <= num_held, "sequence ", sequence.id, " computes ",
-                  sequence.num_planned_tokens(), " tokens but holds ", num_held, " blocks");
-  const std::int32_t num_full = sequence.num_computed_tokens / config_.block_size;
-  PAGED_INVARIANT(sequence.num_sealed_blocks == num_cacheable_blocks(sequence, sequence.num_computed_tokens),
-                  "sequence ", sequence.id, " sealed ", sequence.num_sealed_blocks, " of ", num_full, " full blocks");
-  ContentId parent = sequence.root;
-  for (std::int32_t i = 0; i < num_held; ++i) {
-    const BlockId block = sequence.block_table[static_cast<std::size_t>(i)];
-    PAGED_INVARIANT(num_references(block) > 0, "sequence ", sequence.id, " holds free block ", block);
-    const bool is_sealed = i < sequence.num_sealed_blocks;
-    const bool may_be_sealed_by_parent = i == num_full && sequence.num_scheduled_tokens == 0;
-    PAGED_INVARIANT(cache_.contains(block) == is_sealed || (!is_sealed && may_be_sealed_by_parent), "block ", block,
-                    " of sequence ", sequence.id, " is ",
-                    is_sealed ? "sealed but not cached" : "cached but not sealed");
-    if (!is_sealed) continue;
-    PAGED_INVARIANT(cache_.find(parent, block_tokens(sequence, i)) == block, "block ", block,
-                    " does not hold the tokens of sequence ", sequence.id);
-    parent = cache_.content_id(block);
-  }
+  take_ownership(sequence, index + 1);
 }
 
 }  // namespace paged

@@ -1,23 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
 // Owns the pool's blocks: who references each, which are free, and (prefix_cache.h) what the full ones hold.
 //
-// A block is in use (references > 0) or in the free list, never both. Freeing a block does not forget its content: a
-// free cached block is revived by the next hit, and evicted only when it is handed out again. Blocks without content
-// are handed out first, then the least recently freed; a sequence frees its blocks tail first, so a block is always
-// evicted before the one it continues. A cached block is never written: only a sequence's blocks past
-// num_sealed_blocks are, and only while nobody else references them (copy-on-write).
+// A block is in use (references > 0) or free, never both. Freeing a block does not forget its content: a free cached
+// block is revived by the next hit, and evicted only when it is handed out again, in the order of eviction_order.h. A
+// cached block is never written: only a sequence's blocks past num_sealed_blocks are, and only while nobody else
+// references them (copy-on-write).
+//
+// Sessions (session_table.h) own cached blocks without referencing them: owning gives a block the score that the policy
+// gave its owners, and may hold it: those who wait for room do not get it. Without sessions blocks go by age alone.
 //
 // Steps may be in flight: the device runs them in order, so a block may be given new content by a later step as soon as
 // it is free; whoever frees sees to it that no step in flight shows a free block.
 //
-// Every operation on a block is O(1) (O(block_size) where it hashes tokens) and allocates nothing.
+// Every operation on a block is O(1), O(block_size) where it hashes tokens, O(log n) where it orders what may be
+// evicted, and allocates nothing but for owners.
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
-#include "core/free_block_list.h"
+#include "core/eviction_order.h"
+#include "core/owner_table.h"
+#include "core/policy.h"
 #include "core/prefix_cache.h"
 #include "core/sequence.h"
 #include "core/types.h"
@@ -39,14 +46,25 @@ struct BlockCopies {
   std::vector<BlockId> destinations;
 };
 
+// A cached block that was taken from its owner.
+struct Eviction {
+  OwnerSlot owner = kNoOwner;
+  SequenceId by = 0;  // that needed the block
+};
+
 class BlockManager {
  public:
-  explicit BlockManager(const BlockManagerConfig& config, BlockHash hash = hash_block);
+  using OnEviction = std::function<void(const Eviction&)>;
+
+  // No policy: the least recently used goes first.
+  explicit BlockManager(const BlockManagerConfig& config, BlockHash hash = hash_block,
+                        std::shared_ptr<const Policy> policy = nullptr);
 
   // Gives a sequence that holds nothing all blocks for its tokens: the longest cached prefix, then new ones. No
   // token whose logits are wanted is served from the cache: the last one, and those before scored ones. Sets
-  // num_computed_tokens. False, with nothing changed, unless `num_spare_blocks` would stay free.
-  bool admit(Sequence& sequence, std::int32_t num_spare_blocks);
+  // num_computed_tokens. False, with nothing changed, unless `num_spare_blocks` would stay free; those held for others
+  // do not count, unless it may take them.
+  bool admit(Sequence& sequence, std::int32_t num_spare_blocks, bool may_take_held = true);
 
   // Makes the num_new_tokens positions after the planned ones writable: new blocks, and a copy of the first one if it
   // is shared or cached. False, with nothing changed, when too few blocks are free.
@@ -67,6 +85,20 @@ class BlockManager {
   void release_sources(const BlockCopies& copies);
   void release_retired(const std::vector<BlockId>& retired);
 
+  // Owners. A sequence with an owner gives it the blocks that it finds and seals.
+  void open_owner(OwnerSlot owner);
+  // Disowns all blocks past the first num_blocks. Those that nobody else owns or ever used are worth nothing, if the
+  // policy says so.
+  void truncate_owner(OwnerSlot owner, std::int32_t num_blocks);
+  void share_owner(OwnerSlot parent, OwnerSlot child);  // the child owns nothing yet
+  void set_score(OwnerSlot owner, const Score& score);
+  const OwnerTable& owners() const { return owners_; }
+  void set_on_eviction(OnEviction on_eviction) { on_eviction_ = std::move(on_eviction); }
+  void set_now(double seconds) { now_ = seconds; }
+  Pressure& pressure() { return pressure_; }
+  const Pressure& pressure() const { return pressure_; }
+  std::int32_t num_held_blocks() const { return num_held_free_; }  // free, but held for their owners
+
   // Every sequence holds its salt's root from creation to destruction.
   ContentId acquire_root(const std::string& salt) { return cache_.salts().acquire(salt); }
   void retain_root(ContentId root) { cache_.salts().retain(root); }
@@ -75,11 +107,12 @@ class BlockManager {
   std::int32_t blocks_for(std::int32_t num_tokens) const {
     return static_cast<std::int32_t>((std::int64_t{num_tokens} + config_.block_size - 1) / config_.block_size);
   }
-  std::int32_t num_free_blocks() const { return free_.size(); }
+  std::int32_t num_free_blocks() const { return order_.num_free(); }
   std::int32_t num_references(BlockId block) const { return references_[static_cast<std::size_t>(block)]; }
   const PrefixCache& cache() const { return cache_; }
 
-  // Throws InternalError with what is wrong, in O(num_blocks): every block is free or in use, the cache is whole.
+  // Throws InternalError with what is wrong, in O(num_blocks): every block is free or in use, the cache is whole, paths
+  // have no gap.
   void check_integrity() const;
   // The sequence's blocks are referenced, its sealed ones hold its tokens, and the others are not cached, but for one
   // that it is about to copy.
@@ -91,7 +124,14 @@ class BlockManager {
   std::int32_t& references(BlockId block) { return references_[static_cast<std::size_t>(block)]; }
   std::span<const TokenId> block_tokens(const Sequence& sequence, std::int32_t index) const;
 
-  BlockId allocate();
+  BlockId allocate(const Sequence& sequence);
+  void evict(BlockId block, SequenceId by);
+  BlockWorth worth_of(BlockId block) const;
+  void take_ownership(const Sequence& sequence, std::int32_t num_blocks);
+  void own(OwnerSlot owner, BlockId block);
+  void disown_tail(OwnerSlot owner, bool forget);
+  void count_holder(BlockId block, std::int32_t change);
+  void check_owners() const;
   void retain(BlockId block);
   void release(BlockId block);
   bool is_writable(BlockId block) const;
@@ -102,8 +142,17 @@ class BlockManager {
   BlockManagerConfig config_;
   std::vector<std::int32_t> references_;       // [num_blocks]
   std::vector<std::int32_t> copy_references_;  // [num_blocks] those of them that BlockCopies hold
-  FreeBlockList free_;
+  std::vector<std::int32_t> num_holders_;      // [num_blocks] owners that hold it
+  std::vector<bool> was_shared_;               // [num_blocks] more than one session or sequence has used it
+  EvictionOrder order_;
   PrefixCache cache_;
+  std::shared_ptr<const Policy> policy_;  // may be null
+  OwnerTable owners_;
+  std::vector<Score> scores_;  // [slots]
+  std::int32_t num_held_free_ = 0;
+  double now_ = 0.0;
+  Pressure pressure_;
+  OnEviction on_eviction_;
 };
 
 }  // namespace paged

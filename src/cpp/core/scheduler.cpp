@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "core/hazard_policy.h"
 
 namespace paged {
 namespace {
@@ -18,6 +19,7 @@ SchedulerConfig checked(SchedulerConfig config) {
   PAGED_CHECK(config.max_steps_in_flight > 0, "max_steps_in_flight must be at least 1, got ",
               config.max_steps_in_flight);
   config.max_num_sequences = std::min(config.max_num_sequences, config.max_num_batched_tokens);
+  if (config.policy == nullptr) config.policy = std::make_shared<HazardPolicy>();
   return config;
 }
 
@@ -36,7 +38,8 @@ Scheduler::Scheduler(const SchedulerConfig& config, BlockHash hash)
     : config_(checked(config)),
       max_num_tokens_(longest_sequence(config_)),
       blocks_({config_.num_blocks, config_.block_size, config_.enable_prefix_caching, config_.cache_generated_tokens},
-              hash),
+              hash, config_.policy),
+      sessions_(blocks_, config_.policy),
       batch_builder_({config_.max_num_batched_tokens, config_.max_num_sequences, blocks_.blocks_for(max_num_tokens_)},
                      config_.block_size),
       rows_(static_cast<std::size_t>(config_.max_num_sequences)),
@@ -63,11 +66,28 @@ void Scheduler::check_prompt(const SchedulerConfig& config, std::size_t num_toke
               "; shorten the prompt or enlarge the KV cache");
 }
 
-void Scheduler::add(SequenceSpec spec) { waiting_.push(take_in(make_sequence(std::move(spec))), step_); }
+void Scheduler::add(SequenceSpec spec) {
+  Sequence& sequence = take_in(make_sequence(std::move(spec)));
+  if (sequence.session != 0) begin_turn(sequence);
+  queue_of(sequence).push(sequence, step_);
+}
+
+void Scheduler::begin_turn(Sequence& sequence) {
+  const Session& session = sessions_.begin_turn(sequence.session);
+  sequence.owner = session.slot;
+  sequence.waits_for_room = !sessions_.may_take_held(sequence.session);
+  if (sessions_.orders_by_session()) sequence.arrival = session.arrival;
+}
 
 std::unique_ptr<Sequence> Scheduler::make_sequence(SequenceSpec spec) {
-  const std::size_t num_tokens = spec.prompt.size();
   PAGED_CHECK(!sequences_.contains(spec.id), "sequence id ", spec.id, " is in use");
+  if (spec.session != 0) {
+    PAGED_CHECK(sessions_.may_begin_turn(spec.session), "session ", spec.session, " is closed or has a turn already");
+    const Session& session = *sessions_.find(spec.session);
+    spec.prompt.insert(spec.prompt.begin(), session.tokens.begin(), session.tokens.end());
+    spec.cache_salt = session.spec.cache_salt;
+  }
+  const std::size_t num_tokens = spec.prompt.size();
   check_prompt(config_, num_tokens);
   PAGED_CHECK(std::cmp_less(num_tokens, spec.stop.max_total_tokens), "the prompt has ", num_tokens,
               " tokens, which leaves nothing to generate of max_total_tokens = ", spec.stop.max_total_tokens);
@@ -80,6 +100,8 @@ std::unique_ptr<Sequence> Scheduler::make_sequence(SequenceSpec spec) {
   sequence->num_prompt_tokens = sequence->num_tokens();
   sequence->max_num_tokens = std::min(sequence->stop.max_total_tokens, max_num_tokens_);
   sequence->priority = spec.priority;
+  sequence->session = spec.session;
+  sequence->keeps_answer = spec.keeps_answer;
   sequence->asks = sequence->held = spec.asks;
   if (spec.first_scored > 0) sequence->next_scored = spec.first_scored;
   sequence->root = blocks_.acquire_root(spec.cache_salt);
@@ -89,8 +111,7 @@ std::unique_ptr<Sequence> Scheduler::make_sequence(SequenceSpec spec) {
 Sequence& Scheduler::take_in(std::unique_ptr<Sequence> sequence) {
   sequence->arrival = num_arrivals_++;
   sequence->wait_left = config_.max_wait_steps;
-  const SequenceId id = sequence->id;
-  return *sequences_.emplace(id, std::move(sequence)).first->second;
+  return *sequences_.emplace(sequence->id, std::move(sequence)).first->second;
 }
 
 bool Scheduler::fork(SequenceId parent, SequenceId child) {
@@ -142,7 +163,7 @@ void Scheduler::supply(SequenceId id, TokenId token, std::vector<TokenEvent>& ev
   if (sequence.status != SequenceStatus::kFinished) return;
   if (waits) {
     sequence.status = SequenceStatus::kWaiting;
-    waiting_.remove(sequence, step_);
+    queue_of(sequence).remove(sequence, step_);
   } else {
     std::erase(running_, &sequence);
     stop_running(sequence);
@@ -156,7 +177,7 @@ bool Scheduler::remove(SequenceId id) {
   Sequence& sequence = *position->second;
   if (sequence.status == SequenceStatus::kFinished) return false;  // it only awaits the end of its steps in flight
   if (sequence.status == SequenceStatus::kWaiting) {
-    waiting_.remove(sequence, step_);
+    queue_of(sequence).remove(sequence, step_);
     drop(sequence);
     return true;
   }
@@ -215,16 +236,32 @@ bool Scheduler::advance(std::size_t index) {
 }
 
 void Scheduler::admit_waiting() {
-  while (!waiting_.empty() && !free_rows_.empty() && budget_left() > 0 &&
-         plan_->num_logits_rows < config_.max_num_sequences) {
-    Sequence& sequence = waiting_.front();
-    if (!blocks_.admit(sequence, num_running())) return;
-    waiting_.remove(sequence, step_);
-    start_running(sequence);
-    num_cached_tokens_ += sequence.num_computed_tokens;
-    const std::int32_t num_scheduled_tokens = num_tokens_to_schedule(sequence, budget_left(), 0);
-    if (num_scheduled_tokens > 0) append_to_plan(sequence, num_scheduled_tokens);  // else it is held
+  // One at a time: all at once would take each other's blocks.
+  Sequence* overdue = step_ < next_forced_step_ ? nullptr : waiting_for_room_.most_overdue(step_);
+  if (overdue != nullptr) {
+    waiting_for_room_.remove(*overdue, step_);
+    overdue->waits_for_room = false;
+    waiting_.push(*overdue, step_);
+    next_forced_step_ = step_ + config_.max_wait_steps;
   }
+  while (!waiting_.empty())
+    if (!admit_front(waiting_, true)) return;
+  while (!waiting_for_room_.empty())
+    if (!admit_front(waiting_for_room_, running_.empty())) return;
+}
+
+bool Scheduler::admit_front(WaitingQueue& queue, bool may_take_held) {
+  if (free_rows_.empty() || budget_left() <= 0 || plan_->num_logits_rows >= config_.max_num_sequences) return false;
+  Sequence& sequence = queue.front();
+  if (!blocks_.admit(sequence, num_running(), may_take_held)) return false;
+  queue.remove(sequence, step_);
+  sequence.waits_for_room = false;  // if it is preempted it comes back with the others
+  start_running(sequence);
+  num_cached_tokens_ += sequence.num_computed_tokens;
+  if (sequence.session != 0) sessions_.admitted(sequence.session, sequence.num_computed_tokens, sequence.num_tokens());
+  const std::int32_t num_scheduled_tokens = num_tokens_to_schedule(sequence, budget_left(), 0);
+  if (num_scheduled_tokens > 0) append_to_plan(sequence, num_scheduled_tokens);  // else it is held
+  return true;
 }
 
 std::int32_t Scheduler::num_tokens_to_schedule(const Sequence& sequence, std::int32_t budget,
@@ -293,6 +330,7 @@ void Scheduler::preempt_least_urgent() {
   Sequence& victim = *running_.back();
   running_.pop_back();
   stop_running(victim);
+  if (victim.session != 0) sessions_.preempted(victim.session);
   waiting_.push(victim, step_);
   ++num_preemptions_;
 }
@@ -365,6 +403,10 @@ void Scheduler::drop_finished(const StepPlan& plan) {
 }
 
 void Scheduler::drop(Sequence& sequence) {
+  if (sequence.session != 0) {
+    const auto num_kept = sequence.keeps_answer ? sequence.num_tokens() : sequence.num_prompt_tokens;
+    sessions_.end_turn(sequence.session, std::span(sequence.tokens).first(static_cast<std::size_t>(num_kept)));
+  }
   blocks_.release_root(sequence.root);
   sequences_.erase(sequence.id);
 }

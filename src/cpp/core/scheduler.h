@@ -31,6 +31,11 @@
 // Logits rows are as many as sequences may run. Where prompt tokens are scored, each takes one: a long prompt is then
 // computed in chunks of what the others leave.
 //
+// Sessions (session_table.h): a turn of a session is a sequence; its prompt begins with the session's tokens, and when
+// it ends its tokens are the session's. Where the policy says so, turns queue by the age of their session, and one
+// whose blocks are mostly lost waits apart, for room: it gets only blocks that are held for nobody, once all others are
+// admitted, unless nothing runs. So more sessions than fit do not take each other's blocks in turn.
+//
 // Starvation bound: a sequence is promoted after max_wait_steps steps in the queue. From then on only those running at
 // that moment and those that arrived earlier can be before it, each for at most max_model_len steps at a time.
 //
@@ -47,6 +52,7 @@
 #include "core/batch_builder.h"
 #include "core/block_manager.h"
 #include "core/sequence.h"
+#include "core/session_table.h"
 #include "core/step_batch.h"
 #include "core/step_plan.h"
 #include "core/waiting_queue.h"
@@ -64,6 +70,7 @@ struct SchedulerConfig {
   // false where generated tokens go through other kernels than prompts and a hit must not change a bit.
   bool cache_generated_tokens = true;
   std::int32_t max_steps_in_flight = 1;
+  std::shared_ptr<Policy> policy = nullptr;  // of the cache; null: HazardPolicy
 };
 
 struct TokenEvent {
@@ -80,11 +87,17 @@ class Scheduler {
   Scheduler(const Scheduler&) = delete;
   Scheduler& operator=(const Scheduler&) = delete;
 
+  // Seconds on any clock that never goes back: what sessions' waits are measured with. To be told before add() and
+  // schedule(); who has no sessions need not.
+  void set_now(double seconds) { sessions_.set_now(seconds); }
+  void set_step_cost(const StepCost& cost) { blocks_.pressure().cost = cost; }
+
   // What add() checks of a prompt, for those who must know before they hand it over. Any thread.
   static void check_prompt(const SchedulerConfig& config, std::size_t num_tokens);
 
   // Queues it. Throws std::invalid_argument, with the numbers, when the prompt is empty or can never run: it leaves no
-  // room for one token in max_model_len, in the pool, or in its own max_total_tokens.
+  // room for one token in max_model_len, in the pool, or in its own max_total_tokens; or when its session is closed or
+  // has a turn already.
   void add(SequenceSpec spec);
 
   // The child continues from the parent's committed tokens as a sequence of its own. Where a row is free it shares the
@@ -115,7 +128,11 @@ class Scheduler {
   const Sequence* find(SequenceId id) const;
   bool has_work() const { return !sequences_.empty(); }  // sequences, or steps in flight
   std::int32_t num_steps_in_flight() const { return num_steps_in_flight_; }
-  std::int32_t num_waiting() const { return waiting_.size(); }
+  SessionTable& sessions() { return sessions_; }
+  const SessionTable& sessions() const { return sessions_; }
+  SessionId open_session(SessionSpec spec) { return sessions_.open(std::move(spec), num_arrivals_++); }
+  SessionId fork_session(SessionId parent) { return sessions_.fork(parent, num_arrivals_++); }
+  std::int32_t num_waiting() const { return waiting_.size() + waiting_for_room_.size(); }
   std::int32_t num_running() const { return static_cast<std::int32_t>(running_.size()); }
   std::int32_t num_free_blocks() const { return blocks_.num_free_blocks(); }
   std::int64_t num_cached_tokens() const { return num_cached_tokens_; }  // served by the prefix cache, ever
@@ -130,9 +147,12 @@ class Scheduler {
   void check_references() const;
   std::unique_ptr<Sequence> make_sequence(SequenceSpec spec);
   Sequence& take_in(std::unique_ptr<Sequence> sequence);
+  void begin_turn(Sequence& sequence);
   bool schedule_running();
   bool advance(std::size_t index);
   void admit_waiting();
+  bool admit_front(WaitingQueue& queue, bool may_take_held);
+  WaitingQueue& queue_of(const Sequence& sequence) { return sequence.waits_for_room ? waiting_for_room_ : waiting_; }
   std::int32_t num_tokens_to_schedule(const Sequence& sequence, std::int32_t budget, std::int32_t num_behind) const;
   void append_to_plan(Sequence& sequence, std::int32_t num_scheduled_tokens);
   void start_running(Sequence& sequence);
@@ -156,8 +176,10 @@ class Scheduler {
   SchedulerConfig config_;
   std::int32_t max_num_tokens_;  // of one sequence: max_model_len or the pool's capacity
   BlockManager blocks_;
+  SessionTable sessions_;
   BatchBuilder batch_builder_;
   WaitingQueue waiting_;
+  WaitingQueue waiting_for_room_;
   std::unordered_map<SequenceId, std::unique_ptr<Sequence>> sequences_;
   std::vector<Sequence*> running_;  // most urgent first
   std::vector<Sequence*> rows_;     // [max_num_sequences] who runs in a row, or has ended but is in flight, or null
@@ -165,8 +187,9 @@ class Scheduler {
   std::vector<StepPlan> plans_;  // [max_steps_in_flight] a step's is at step % max_steps_in_flight
   StepPlan* plan_ = nullptr;     // the one that schedule() writes
   std::int32_t num_steps_in_flight_ = 0;
-  bool must_preempt_ = false;  // as soon as no step is in flight
-  std::int64_t step_ = 0;      // the last one scheduled
+  bool must_preempt_ = false;          // as soon as no step is in flight
+  std::int64_t step_ = 0;              // the last one scheduled
+  std::int64_t next_forced_step_ = 0;  // when one that waits for room may next be admitted without it
   std::int64_t num_arrivals_ = 0;
   std::int64_t num_cached_tokens_ = 0;
   std::int64_t num_preemptions_ = 0;

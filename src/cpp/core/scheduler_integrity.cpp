@@ -10,6 +10,8 @@ namespace paged {
 void Scheduler::check_integrity() const {
   blocks_.check_integrity();
   waiting_.check_integrity();
+  waiting_for_room_.check_integrity();
+  sessions_.check_integrity();
   check_sequences();
   check_references();
 }
@@ -17,8 +19,8 @@ void Scheduler::check_integrity() const {
 void Scheduler::check_sequences() const {
   const auto num_holders = static_cast<std::size_t>(
       std::count_if(rows_.begin(), rows_.end(), [](const Sequence* sequence) { return sequence != nullptr; }));
-  PAGED_INVARIANT(num_holders + static_cast<std::size_t>(waiting_.size()) == sequences_.size(),
-                  "sequences: ", num_holders, " hold rows and ", waiting_.size(), " wait of ", sequences_.size());
+  PAGED_INVARIANT(num_holders + static_cast<std::size_t>(num_waiting()) == sequences_.size(),
+                  "sequences: ", num_holders, " hold rows and ", num_waiting(), " wait of ", sequences_.size());
   PAGED_INVARIANT(num_holders + free_rows_.size() == rows_.size(), "rows: ", num_holders, " used and ",
                   free_rows_.size(), " free of ", rows_.size());
   PAGED_INVARIANT(std::is_sorted(running_.begin(), running_.end(),

@@ -38,7 +38,9 @@ struct SequenceSpec {
   // Of the prompt's tokens from this one on the model's logits are wanted, which lie in the rows of the tokens before
   // them; 0: of none. Tokens that far are not served from the cache.
   std::int32_t first_scored = 0;
-  bool asks = false;  // may not sample a token before Scheduler::release() says so, each time
+  bool asks = false;         // may not sample a token before Scheduler::release() says so, each time
+  SessionId session = 0;     // whose turn it is: the prompt is what the turn appends to the session's tokens
+  bool keeps_answer = true;  // the turn's: false: only its prompt is appended to the session
 };
 
 enum class SequenceStatus : std::uint8_t { kWaiting, kRunning, kFinished };
@@ -68,9 +70,14 @@ struct Sequence {
   std::int64_t promotion_step = 0;  // while it waits unpromoted: after this step it is promoted
   bool promoted = false;
   bool admitted_before = false;
+  bool waits_for_room = false;  // in the queue of those that may not take what is held for others
 
   // Blocks.
-  ContentId root = 0;  // stands for the salt as parent of the first block
+  SessionId session = 0;  // whose turn it is
+  bool keeps_answer = true;
+
+  ContentId root = 0;          // stands for the salt as parent of the first block
+  OwnerSlot owner = kNoOwner;  // of its session
   std::vector<BlockId> block_table;
   std::int32_t num_sealed_blocks = 0;  // leading blocks that are full, in the prefix cache, and never written again
   std::int32_t row = -1;               // of StepBatch::block_tables, while it runs

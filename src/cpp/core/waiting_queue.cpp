@@ -36,6 +36,11 @@ void WaitingQueue::promote_due(std::int64_t step) {
   }
 }
 
+Sequence* WaitingQueue::most_overdue(std::int64_t step) const {
+  if (unpromoted_.empty() || (*unpromoted_.begin())->promotion_step >= step) return nullptr;
+  return *unpromoted_.begin();
+}
+
 void WaitingQueue::check_integrity() const {
   std::size_t num_unpromoted = 0;
   for (Sequence* sequence : by_urgency_) {

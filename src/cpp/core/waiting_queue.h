@@ -26,6 +26,9 @@ class WaitingQueue {
   // To be called at the start of each step.
   void promote_due(std::int64_t step);
 
+  // Of those whose promotion is due, the one that has waited longest beyond it; null if none is.
+  Sequence* most_overdue(std::int64_t step) const;
+
   Sequence& front() const { return **by_urgency_.begin(); }
   bool empty() const { return by_urgency_.empty(); }
   std::int32_t size() const { return static_cast<std::int32_t>(by_urgency_.size()); }

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+// An agent's conversation as the core keeps it, and what it tells of it.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "core/policy.h"
+#include "core/types.h"
+
+namespace paged {
+
+struct SessionSpec {
+  std::string tenant = {};
+  double weight = 1.0;
+  std::string cache_salt = {};
+};
+
+// What became of a command.
+enum class ReceiptStatus : std::uint8_t {
+  kAccepted,
+  kClipped,   // less than was asked for
+  kDeferred,  // when the turn that runs has ended
+  kRejected,
+};
+
+struct Receipt {
+  ReceiptStatus status = ReceiptStatus::kAccepted;
+  std::int32_t num_blocks = 0;  // that it concerns
+  double until = 0.0;           // of the caller's clock, for what ends by itself
+  std::string reason = {};
+};
+
+enum class MissCause : std::uint8_t {
+  kEvicted,  // while its session was expected
+  kExpired,  // after it was held no more
+  kEdited,   // the tokens before it were changed
+};
+
+// Tokens that a turn computed though they had been computed before.
+struct Miss {
+  std::int32_t turn = 0;
+  MissCause cause = MissCause::kEvicted;
+  std::int32_t num_tokens = 0;
+  SequenceId by = 0;  // that needed the last of the blocks; 0: nobody
+};
+
+struct Session {
+  SessionId id = 0;
+  OwnerSlot slot = kNoOwner;
+  SessionSpec spec;
+  std::int64_t arrival = 0;
+  std::vector<TokenId> tokens;
+  std::int32_t num_turns = 0;
+  std::int32_t num_known_tokens = 0;     // that were computed when the last turn ended and are still its tokens
+  std::int64_t num_computed_tokens = 0;  // by all turns
+  std::int64_t num_reused_tokens = 0;    // that turns found in the cache
+
+  SessionState state = SessionState::kIdle;
+  double state_since = 0.0;
+  std::string tool;
+  Expectation expectation;
+  double lease_until = 0.0;
+  bool is_closing = false;  // when the turn has ended
+  double next_score = 0.0;  // when its score has run out
+  Score score;
+
+  // Since the last turn.
+  std::map<std::pair<MissCause, SequenceId>, std::int32_t> lost_blocks;
+  std::vector<Miss> misses;
+};
+
+struct SessionReport {
+  SessionView view;
+  std::string tenant;
+  std::int32_t num_resident_blocks = 0;
+  double num_charged_blocks = 0.0;  // each shared with the others that own it
+  bool is_held = false;
+  double lease_left = 0.0;   // seconds
+  double expected_in = 0.0;  // seconds
+  std::int32_t num_turns = 0;
+  std::int64_t num_computed_tokens = 0;
+  std::int64_t num_reused_tokens = 0;
+  std::vector<Miss> misses;
+};
+
+}  // namespace paged

@@ -1,0 +1,297 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "core/session_table.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "base/check.h"
+
+namespace paged {
+namespace {
+
+constexpr double kNever = std::numeric_limits<double>::infinity();
+constexpr double kLeastSeconds = 1e-3;  // between two scores
+
+Receipt rejected(std::string reason) { return {ReceiptStatus::kRejected, 0, 0.0, std::move(reason)}; }
+
+Receipt unknown(SessionId id) { return rejected("session " + std::to_string(id) + " is closed"); }
+
+bool has_turn(const Session& session) {
+  return session.state == SessionState::kQueued || session.state == SessionState::kRunning;
+}
+
+}  // namespace
+
+SessionTable::SessionTable(BlockManager& blocks, std::shared_ptr<Policy> policy)
+    : blocks_(blocks), policy_(std::move(policy)) {
+  blocks_.set_on_eviction([this](const Eviction& eviction) { evicted(eviction); });
+}
+
+SessionId SessionTable::open(SessionSpec spec, std::int64_t arrival) {
+  auto session = std::make_unique<Session>();
+  session->id = ++last_id_;
+  session->spec = std::move(spec);
+  session->arrival = arrival;
+  session->state_since = now_;
+  session->next_score = kNever;
+  if (unused_slots_.empty()) {
+    unused_slots_.push_back(static_cast<OwnerSlot>(slots_.size()));
+    slots_.push_back(nullptr);
+  }
+  session->slot = unused_slots_.back();
+  unused_slots_.pop_back();
+  slots_[static_cast<std::size_t>(session->slot)] = session.get();
+  blocks_.open_owner(session->slot);
+  return sessions_.emplace(last_id_, std::move(session)).first->first;
+}
+
+SessionId SessionTable::fork(SessionId parent, std::int64_t arrival) {
+  const Session* source = find(parent);
+  if (source == nullptr || has_turn(*source)) return 0;
+  const SessionId id = open(source->spec, arrival);
+  Session& child = at(id);
+  child.tokens = source->tokens;
+  child.num_known_tokens = source->num_known_tokens;
+  blocks_.share_owner(source->slot, child.slot);
+  renew_score(child);
+  return id;
+}
+
+Receipt SessionTable::close(SessionId id) {
+  const auto found = sessions_.find(id);
+  if (found == sessions_.end()) return unknown(id);
+  Session& session = *found->second;
+  const std::int32_t num_blocks = blocks_.owners().path_size(session.slot);
+  if (has_turn(session)) {
+    session.is_closing = true;
+    return {ReceiptStatus::kDeferred, num_blocks, 0.0, "its turn runs"};
+  }
+  policy_->on_event(SessionEvent::kClosed, view_of(session));
+  drop(session);
+  return {ReceiptStatus::kAccepted, num_blocks};
+}
+
+void SessionTable::drop(Session& session) {
+  blocks_.truncate_owner(session.slot, 0);
+  blocks_.set_score(session.slot, {});
+  due_.erase({session.next_score, session.id});
+  slots_[static_cast<std::size_t>(session.slot)] = nullptr;
+  unused_slots_.push_back(session.slot);
+  sessions_.erase(session.id);
+}
+
+Receipt SessionTable::pause(SessionId id, std::string tool, Expectation expectation) {
+  const auto found = sessions_.find(id);
+  if (found == sessions_.end()) return unknown(id);
+  Session& session = *found->second;
+  session.tool = std::move(tool);
+  session.expectation = std::move(expectation);
+  const std::int32_t num_blocks = blocks_.owners().path_size(session.slot);
+  if (has_turn(session)) return rejected("its turn has not ended; pause when it has");
+  session.state = SessionState::kPaused;
+  session.state_since = now_;
+  policy_->on_event(SessionEvent::kPaused, view_of(session));
+  renew_score(session);
+  const bool stays = policy_->place(view_of(session), blocks_.pressure()) == Tier::kDevice;
+  return {ReceiptStatus::kAccepted, num_blocks, 0.0, stays ? "its blocks are held" : "its blocks may be evicted"};
+}
+
+Session* SessionTable::waiting_for_tool(SessionId id, Receipt& receipt) {
+  const auto found = sessions_.find(id);
+  if (found == sessions_.end()) {
+    receipt = unknown(id);
+    return nullptr;
+  }
+  if (found->second->state != SessionState::kPaused) {
+    receipt = rejected("it does not wait for a tool");
+    return nullptr;
+  }
+  receipt = {ReceiptStatus::kAccepted, blocks_.owners().path_size(found->second->slot)};
+  return found->second.get();
+}
+
+Receipt SessionTable::progress(SessionId id, double share) {
+  Receipt receipt;
+  Session* session = waiting_for_tool(id, receipt);
+  if (session == nullptr) return receipt;
+  if (!(share > 0.0 && share <= 1.0)) return rejected("progress is a share in (0, 1]");
+  session->expectation.quantiles = {{0.5, std::max((now_ - session->state_since) / share, 1e-3)}};
+  renew_score(*session);
+  return receipt;
+}
+
+Receipt SessionTable::eta(SessionId id, double seconds) {
+  Receipt receipt;
+  Session* session = waiting_for_tool(id, receipt);
+  if (session == nullptr) return receipt;
+  if (!(seconds >= 0.0)) return rejected("an eta is at least 0 seconds");
+  session->expectation.quantiles = {{0.5, std::max(now_ - session->state_since + seconds, 1e-3)}};
+  renew_score(*session);
+  return receipt;
+}
+
+Receipt SessionTable::rewind(SessionId id, std::int32_t num_tokens) {
+  const auto found = sessions_.find(id);
+  if (found == sessions_.end()) return unknown(id);
+  Session& session = *found->second;
+  if (has_turn(session)) return rejected("its turn has not ended");
+  const auto length = static_cast<std::int32_t>(session.tokens.size());
+  if (num_tokens < 0 || num_tokens > length)
+    return rejected("it has " + std::to_string(length) + " tokens, cannot go back to " + std::to_string(num_tokens));
+  const std::int32_t num_before = blocks_.owners().path_size(session.slot);
+  session.tokens.resize(static_cast<std::size_t>(num_tokens));
+  session.num_known_tokens = std::min(session.num_known_tokens, num_tokens);
+  blocks_.truncate_owner(session.slot, num_tokens / blocks_.pressure().block_size);
+  renew_score(session);
+  return {ReceiptStatus::kAccepted, num_before - blocks_.owners().path_size(session.slot)};
+}
+
+Receipt SessionTable::pin(SessionId id, double seconds, std::int32_t max_num_blocks) {
+  const auto found = sessions_.find(id);
+  if (found == sessions_.end()) return unknown(id);
+  Session& session = *found->second;
+  const std::int32_t num_blocks = blocks_.owners().path_size(session.slot);
+  if (num_blocks > max_num_blocks)
+    return rejected("it holds " + std::to_string(num_blocks) + " blocks, the budget is " +
+                    std::to_string(max_num_blocks));
+  session.lease_until = now_ + seconds;
+  renew_score(session);
+  return {ReceiptStatus::kAccepted, num_blocks, session.lease_until};
+}
+
+SessionReport SessionTable::report(SessionId id) const {
+  const Session* session = find(id);
+  PAGED_CHECK(session != nullptr, "session ", id, " is closed");
+  SessionReport report;
+  report.view = view_of(*session);
+  report.tenant = session->spec.tenant;
+  report.num_resident_blocks = blocks_.owners().path_size(session->slot);
+  for (std::int32_t i = 0; i < report.num_resident_blocks; ++i)
+    report.num_charged_blocks += 1.0 / blocks_.owners().num_owners(blocks_.owners().block_at(session->slot, i));
+  report.is_held = session->score.hold;
+  report.lease_left = std::max(0.0, session->lease_until - now_);
+  report.expected_in = session->score.expected_in;
+  report.num_turns = session->num_turns;
+  report.num_computed_tokens = session->num_computed_tokens;
+  report.num_reused_tokens = session->num_reused_tokens;
+  report.misses = session->misses;
+  return report;
+}
+
+bool SessionTable::may_begin_turn(SessionId id) const {
+  const Session* session = find(id);
+  return session != nullptr && !has_turn(*session);
+}
+
+const Session& SessionTable::begin_turn(SessionId id) {
+  Session& session = at(id);
+  if (session.num_turns > 0) policy_->on_event(SessionEvent::kReturned, view_of(session));
+  session.expectation = {};
+  session.tool.clear();
+  ++session.num_turns;
+  enter(session, SessionState::kQueued);
+  return session;
+}
+
+bool SessionTable::may_take_held(SessionId id) const { return policy_->admit(view_of(*find(id)), blocks_.pressure()); }
+
+void SessionTable::admitted(SessionId id, std::int32_t num_reused_tokens, std::int32_t num_tokens) {
+  Session& session = at(id);
+  std::int32_t num_missed = std::max(0, session.num_known_tokens - num_reused_tokens);
+  for (const auto& [cause_and_by, num_blocks] : session.lost_blocks) {
+    const std::int32_t num_here = std::min(num_missed, num_blocks * blocks_.pressure().block_size);
+    if (num_here == 0) continue;
+    session.misses.push_back({session.num_turns, cause_and_by.first, num_here, cause_and_by.second});
+    num_missed -= num_here;
+  }
+  session.lost_blocks.clear();
+  session.num_reused_tokens += num_reused_tokens;
+  session.num_computed_tokens += num_tokens - num_reused_tokens;
+  enter(session, SessionState::kRunning);
+}
+
+void SessionTable::preempted(SessionId id) {
+  Session& session = at(id);
+  session.num_known_tokens = blocks_.owners().path_size(session.slot) * blocks_.pressure().block_size;
+  enter(session, SessionState::kQueued);
+}
+
+void SessionTable::end_turn(SessionId id, std::span<const TokenId> tokens) {
+  Session& session = at(id);
+  const std::int32_t block_size = blocks_.pressure().block_size;
+  session.tokens.assign(tokens.begin(), tokens.end());
+  blocks_.truncate_owner(session.slot, static_cast<std::int32_t>(tokens.size()) / block_size);
+  session.num_known_tokens = blocks_.owners().path_size(session.slot) * block_size;
+  session.lost_blocks.clear();
+  enter(session, SessionState::kIdle);
+  if (!session.is_closing) return;
+  policy_->on_event(SessionEvent::kClosed, view_of(session));
+  drop(session);
+}
+
+const Session* SessionTable::find(SessionId id) const {
+  const auto found = sessions_.find(id);
+  return found == sessions_.end() ? nullptr : found->second.get();
+}
+
+SessionView SessionTable::view_of(const Session& session) const {
+  SessionView view;
+  view.id = session.id;
+  view.state = session.state;
+  view.weight = session.spec.weight;
+  view.tool = session.tool;
+  view.since = now_ - session.state_since;
+  view.expectation = session.expectation;
+  view.num_tokens = session.num_known_tokens;
+  view.num_resident_tokens = blocks_.owners().path_size(session.slot) * blocks_.pressure().block_size;
+  return view;
+}
+
+void SessionTable::enter(Session& session, SessionState state) {
+  session.state = state;
+  session.state_since = now_;
+  renew_score(session);
+}
+
+void SessionTable::renew_score(Session& session) {
+  Score score = policy_->score(view_of(session), blocks_.pressure());
+  if (now_ < session.lease_until) {
+    const double left = session.lease_until - now_;
+    score = {false, kNever, true, std::min(score.valid_for, left), score.expected_in};
+  }
+  session.score = score;
+  blocks_.set_score(session.slot, score);
+  due_.erase({session.next_score, session.id});
+  session.next_score = now_ + std::max(score.valid_for, kLeastSeconds);
+  if (session.next_score < kNever) due_.insert({session.next_score, session.id});
+}
+
+void SessionTable::set_now(double seconds) {
+  now_ = seconds;
+  blocks_.set_now(seconds);
+  while (!due_.empty() && due_.begin()->first <= now_) renew_score(at(due_.begin()->second));
+}
+
+void SessionTable::evicted(const Eviction& eviction) {
+  Session& session = *slots_[static_cast<std::size_t>(eviction.owner)];
+  const MissCause cause = session.score.hold ? MissCause::kEvicted : MissCause::kExpired;
+  ++session.lost_blocks[{cause, eviction.by}];
+}
+
+void SessionTable::check_integrity() const {
+  std::size_t num_due = 0;
+  for (const auto& [id, session] : sessions_) {
+    PAGED_INVARIANT(session->id == id && slots_[static_cast<std::size_t>(session->slot)] == session.get(), "session ",
+                    id, " has lost its slot");
+    const bool is_due = due_.contains({session->next_score, id});
+    PAGED_INVARIANT(is_due == (session->next_score < kNever), "session ", id, " is due or not in disagreement");
+    num_due += is_due ? 1 : 0;
+    const auto num_blocks = static_cast<std::int64_t>(blocks_.owners().path_size(session->slot));
+    PAGED_INVARIANT(has_turn(*session) || num_blocks * blocks_.pressure().block_size <= std::ssize(session->tokens),
+                    "session ", id, " owns ", num_blocks, " blocks of ", session->tokens.size(), " tokens");
+  }
+  PAGED_INVARIANT(num_due == due_.size(), "scores that run out: ", num_due, " counted, ", due_.size(), " kept");
+}
+
+}  // namespace paged

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+// The sessions that live: what commands do to them, what the policy is told, and when scores are renewed. A session
+// owns cached blocks without referencing them (owner_table.h): one that waits can never hold up anybody. Its turns are
+// sequences that the scheduler runs; one at a time.
+//
+// Every command is O(log n) but for the blocks and tokens that it moves.
+#pragma once
+
+#include <memory>
+#include <set>
+#include <span>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "core/block_manager.h"
+#include "core/policy.h"
+#include "core/session.h"
+
+namespace paged {
+
+class SessionTable {
+ public:
+  SessionTable(BlockManager& blocks, std::shared_ptr<Policy> policy);
+
+  SessionId open(SessionSpec spec, std::int64_t arrival);
+  // Continues the parent's tokens as they stand after its last turn. 0 if the parent is unknown or its turn runs.
+  SessionId fork(SessionId parent, std::int64_t arrival);
+  Receipt close(SessionId id);
+  Receipt pause(SessionId id, std::string tool, Expectation expectation);
+  // The tool that it waits for has done this share, (0, 1], of its work; or is back in so many seconds.
+  Receipt progress(SessionId id, double share);
+  Receipt eta(SessionId id, double seconds);
+  Receipt rewind(SessionId id, std::int32_t num_tokens);
+  // Its blocks go last until then, as far as they fit the budget; whoever runs may still need them.
+  Receipt pin(SessionId id, double seconds, std::int32_t max_num_blocks);
+  SessionReport report(SessionId id) const;
+
+  // Turns. The prompt is the session's tokens and what the turn appends.
+  bool may_begin_turn(SessionId id) const;
+  const Session& begin_turn(SessionId id);
+  bool may_take_held(SessionId id) const;  // else it waits for room
+  void admitted(SessionId id, std::int32_t num_reused_tokens, std::int32_t num_tokens);
+  void preempted(SessionId id);
+  void end_turn(SessionId id, std::span<const TokenId> tokens);
+
+  void set_now(double seconds);  // renews scores that have run out
+  double now() const { return now_; }
+  const Session* find(SessionId id) const;
+  std::size_t size() const { return sessions_.size(); }
+  bool orders_by_session() const { return policy_->orders_by_session(); }
+
+  // Throws InternalError with what is wrong.
+  void check_integrity() const;
+
+ private:
+  Session& at(SessionId id) { return *sessions_.at(id); }
+  Session* waiting_for_tool(SessionId id, Receipt& receipt);
+  SessionView view_of(const Session& session) const;
+  void enter(Session& session, SessionState state);
+  void renew_score(Session& session);
+  void drop(Session& session);
+  void evicted(const Eviction& eviction);
+
+  BlockManager& blocks_;
+  std::shared_ptr<Policy> policy_;
+  double now_ = 0.0;
+  SessionId last_id_ = 0;
+  std::unordered_map<SessionId, std::unique_ptr<Session>> sessions_;
+  std::vector<Session*> slots_;  // null: unused
+  std::vector<OwnerSlot> unused_slots_;
+  std::set<std::pair<double, SessionId>> due_;  // when scores run out
+};
+
+}  // namespace paged

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+// Agents replayed against the real scheduler, block manager and policies on a virtual clock: only the device is a
+// model, which says how long a step takes. Hours of agents take seconds; the same trace gives the same numbers.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/policy.h"
+
+namespace paged {
+
+// A step takes base + what its prompt tokens cost + (if it generates) decode_base + what reading the contexts costs.
+struct ReplayDevice {
+  double base = 0.0;
+  StepCost prefill = {};
+  double decode_base = 0.0;
+  double per_decoded_context_token = 0.0;
+};
+
+struct ReplayTurn {
+  std::int32_t keep = -1;   // tokens kept of what is there (an edit, a compaction); -1: all
+  std::int32_t append = 0;  // tokens of the prompt
+  std::int32_t output = 1;  // tokens generated
+  double gap = 0.0;         // seconds after it, until the next
+  double guess = -1.0;      // of that, told to the policy; negative: none
+  std::int32_t tool = 0;    // what it waits for
+  std::int32_t spawn = -1;  // agent that continues from here beside this one
+};
+
+struct ReplayAgent {
+  bool is_root = true;      // else it is spawned
+  std::int32_t prefix = 0;  // which shared prompt it begins with, and its length
+  std::int32_t num_prefix_tokens = 0;
+  std::vector<ReplayTurn> turns;
+};
+
+struct ReplayConfig {
+  std::int32_t num_blocks = 0;
+  std::int32_t block_size = 4;
+  std::int32_t max_num_sequences = 256;
+  std::int32_t max_num_batched_tokens = 256;
+  std::int32_t max_model_len = 0;
+  std::int32_t max_wait_steps = 1024;
+  std::int32_t num_slots = 1;  // root agents that live at once; the next begins when one ends
+  double stagger = 0.0;        // seconds over which the first ones begin
+  bool uses_sessions = true;   // false: each turn is a request of its own
+  bool tells_tools = true;
+  std::shared_ptr<Policy> policy = nullptr;
+  ReplayDevice device = {};
+};
+
+struct ReplayResult {
+  std::vector<double> job_seconds;      // [agents] from when it was due to its end
+  std::vector<double> least_seconds;    // [agents] alone on the device with an endless cache
+  std::vector<double> resume_seconds;   // of all turns but the first of an agent: from due to its first token
+  std::int64_t num_prefill_tokens = 0;  // computed
+  std::int64_t num_new_tokens = 0;      // that nobody had computed: the least to compute
+  std::int64_t num_evicted_tokens = 0;  // computed again: taken from sessions that were expected,
+  std::int64_t num_expired_tokens = 0;  // and from those that were not
+  std::int64_t num_preemptions = 0;
+  double seconds = 0.0;  // on the virtual clock
+  double busy_seconds = 0.0;
+  double mean_live_tokens = 0.0;  // of agents that have begun and not ended, over time
+};
+
+ReplayResult replay(const std::vector<ReplayAgent>& agents, const ReplayConfig& config);
+
+std::shared_ptr<Policy> make_policy(const std::string& name, double ttl_seconds);
+
+}  // namespace paged

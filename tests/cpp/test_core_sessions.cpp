@@ -1,0 +1,287 @@
+// SPDX-License-Identifier: Apache-2.0
+// Sessions in the scheduler: what commands do, what is evicted first, who waits, what is told of it.
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <numeric>
+#include <vector>
+
+#include "base/check.h"
+#include "check.h"
+#include "core/hazard_policy.h"
+#include "core/policies.h"
+#include "core_simulation.h"
+
+namespace paged {
+namespace {
+
+using test::Simulation;
+
+std::vector<TokenId> text(TokenId first, std::int32_t count) {
+  std::vector<TokenId> tokens(static_cast<std::size_t>(count));
+  std::iota(tokens.begin(), tokens.end(), 1000 * first);
+  return tokens;
+}
+
+class World {
+ public:
+  explicit World(std::int32_t num_blocks, std::shared_ptr<Policy> policy = std::make_shared<HazardPolicy>())
+      : simulation({.num_blocks = num_blocks,
+                    .block_size = 4,
+                    .max_num_sequences = 8,
+                    .max_num_batched_tokens = 64,
+                    .max_model_len = 400,
+                    .max_wait_steps = 50,
+                    .policy = std::move(policy)}) {
+    scheduler().set_step_cost({1e-2, 0.0});
+  }
+
+  Scheduler& scheduler() { return simulation.scheduler; }
+  SessionTable& sessions() { return simulation.scheduler.sessions(); }
+  SessionId open() { return scheduler().open_session({}); }
+  SessionReport report(SessionId id) { return sessions().report(id); }
+
+  SequenceId begin(SessionId session, std::vector<TokenId> tokens, std::int32_t num_generated = 1) {
+    const std::size_t known = sessions().find(session)->tokens.size() + tokens.size();
+    SequenceSpec spec{.id = ++last_id_, .prompt = std::move(tokens), .session = session};
+    spec.stop.max_total_tokens = static_cast<std::int32_t>(known) + num_generated;
+    simulation.add_turn(spec);
+    return last_id_;
+  }
+  void turn(SessionId session, std::vector<TokenId> tokens, std::int32_t num_generated = 1) {
+    begin(session, std::move(tokens), num_generated);
+    simulation.run();
+  }
+  // A request of nobody, which needs so many blocks.
+  void squeeze(std::int32_t num_blocks) {
+    SequenceSpec spec{.id = ++last_id_, .prompt = text(static_cast<TokenId>(last_id_) + 500, num_blocks * 4 - 1)};
+    spec.stop.max_total_tokens = num_blocks * 4;
+    simulation.add(spec);
+    simulation.run();
+  }
+  void at(double seconds) { scheduler().set_now(seconds); }
+
+  Simulation simulation;
+
+ private:
+  SequenceId last_id_ = 0;
+};
+
+TEST(a_turn_continues_the_session_and_finds_its_blocks) {
+  World world(50);
+  const SessionId session = world.open();
+  world.turn(session, text(1, 20), 5);
+  CHECK_EQ(world.sessions().find(session)->tokens.size(), 25u);
+  world.turn(session, text(2, 6), 3);
+  CHECK_EQ(world.sessions().find(session)->tokens.size(), 34u);
+  CHECK_EQ(world.report(session).num_reused_tokens, 24);
+  CHECK_EQ(world.report(session).num_turns, 2);
+  CHECK(world.report(session).misses.empty());
+}
+
+TEST(a_session_that_waits_holds_nothing) {
+  World world(50);
+  const SessionId session = world.open();
+  world.turn(session, text(1, 40));
+  CHECK_EQ(world.scheduler().num_free_blocks(), 50);
+  world.sessions().pin(session, 100.0, 50);
+  CHECK_EQ(world.scheduler().num_free_blocks(), 50);
+  world.squeeze(49);  // takes even what is pinned: nobody else has anything left
+  CHECK(world.report(session).num_resident_blocks <= 1);
+}
+
+TEST(only_one_turn_at_a_time) {
+  World world(50);
+  const SessionId session = world.open();
+  world.begin(session, text(1, 9), 3);
+  CHECK_THROWS(world.begin(session, text(1, 2)), std::invalid_argument, "has a turn already");
+  CHECK(world.sessions().rewind(session, 0).status == ReceiptStatus::kRejected);
+  CHECK_EQ(world.scheduler().fork_session(session), 0u);
+  world.simulation.run();
+  CHECK(world.sessions().rewind(session, 0).status == ReceiptStatus::kAccepted);
+}
+
+TEST(close_is_idempotent_and_waits_for_the_turn) {
+  World world(50);
+  const SessionId session = world.open();
+  world.turn(session, text(1, 9));
+  world.begin(session, text(2, 9));
+  CHECK(world.sessions().close(session).status == ReceiptStatus::kDeferred);
+  world.simulation.run();
+  CHECK(world.sessions().find(session) == nullptr);
+  CHECK(world.sessions().close(session).status == ReceiptStatus::kRejected);
+  CHECK(world.sessions().pause(session, "a", {}).status == ReceiptStatus::kRejected);
+  CHECK_THROWS(world.report(session), std::invalid_argument, "is closed");
+  CHECK(world.open() != session);
+}
+
+TEST(superseded_blocks_go_first) {
+  World world(40);
+  const SessionId older = world.open();
+  const SessionId newer = world.open();
+  world.turn(older, text(1, 40));
+  world.turn(newer, text(2, 40));
+  CHECK_EQ(world.sessions().rewind(newer, 16).num_blocks, 6);
+  world.squeeze(25);  // 20 blank ones and 5 of the 6
+  CHECK_EQ(world.report(older).num_resident_blocks, 10);
+  CHECK_EQ(world.report(newer).num_resident_blocks, 4);
+  world.turn(newer, text(3, 4));
+  CHECK(world.report(newer).misses.empty(), "what is superseded is not missed");
+}
+
+TEST(what_others_share_outlives_its_first_owner) {
+  World world(60);
+  const SessionId first = world.open();
+  const SessionId second = world.open();
+  world.turn(first, text(1, 40));
+  std::vector<TokenId> prompt = text(1, 40);
+  prompt.push_back(7);
+  world.turn(second, prompt);
+  CHECK_EQ(world.report(second).num_reused_tokens, 40);
+  CHECK(std::abs(world.report(first).num_charged_blocks - 5.0) < 1e-9, "ten blocks, of two");
+  world.sessions().close(first);
+  CHECK(std::abs(world.report(second).num_charged_blocks - 10.0) < 1e-9);
+  world.sessions().close(second);
+  const SessionId third = world.open();
+  world.turn(third, prompt);
+  CHECK_EQ(world.report(third).num_reused_tokens, 40);
+}
+
+TEST(a_fork_shares_all_and_parts_ways) {
+  World world(60);
+  const SessionId parent = world.open();
+  world.turn(parent, text(1, 30), 3);
+  const SessionId child = world.scheduler().fork_session(parent);
+  CHECK(world.sessions().find(child)->tokens == world.sessions().find(parent)->tokens);
+  world.turn(child, text(2, 10));
+  world.turn(parent, text(3, 10));
+  CHECK_EQ(world.report(child).num_reused_tokens, 32);
+  CHECK_EQ(world.report(parent).num_reused_tokens, 32);
+  world.sessions().close(parent);
+  CHECK_EQ(world.report(child).num_resident_blocks, 10);
+}
+
+// Of two that wait alike, who is expected soon keeps its blocks.
+TEST(who_is_expected_soon_keeps_its_blocks) {
+  World world(40, std::make_shared<ClairvoyantPolicy>());
+  const SessionId late = world.open();
+  const SessionId soon = world.open();
+  world.turn(soon, text(1, 40));
+  world.turn(late, text(2, 40));
+  world.sessions().pause(soon, "a", {{{0.5, 1.0}}});
+  world.sessions().pause(late, "a", {{{0.5, 1000.0}}});
+  world.squeeze(28);
+  CHECK_EQ(world.report(soon).num_resident_blocks, 10);
+  CHECK_EQ(world.report(late).num_resident_blocks, 2);
+  world.sessions().eta(late, 0.1);
+  world.squeeze(34);
+  CHECK_EQ(world.report(soon).num_resident_blocks + world.report(late).num_resident_blocks, 6);
+  CHECK_EQ(world.report(late).num_resident_blocks, 2);
+}
+
+TEST(a_lease_outlasts_the_rest_and_ends) {
+  World world(40);
+  const SessionId pinned = world.open();
+  const SessionId other = world.open();
+  world.turn(pinned, text(1, 40));
+  world.turn(other, text(2, 40));
+  world.sessions().pause(other, "a", {{{0.5, 0.1}}});
+  const Receipt receipt = world.sessions().pin(pinned, 10.0, 100);
+  CHECK(receipt.status == ReceiptStatus::kAccepted && receipt.num_blocks == 10 && receipt.until == 10.0);
+  CHECK(world.sessions().pin(other, 10.0, 5).status == ReceiptStatus::kRejected);
+  CHECK(world.report(pinned).is_held);
+  world.squeeze(28);
+  CHECK_EQ(world.report(pinned).num_resident_blocks, 10);
+  world.at(1000.0);
+  CHECK(!world.report(pinned).is_held);
+  CHECK_EQ(world.report(pinned).lease_left, 0.0);
+}
+
+TEST(every_miss_has_its_cause) {
+  World world(40);
+  const SessionId session = world.open();
+  world.turn(session, text(1, 80));
+  world.sessions().pause(session, "a", {{{0.5, 0.5}}});
+  world.squeeze(30);  // 20 blank ones, and 10 that were held
+  world.turn(session, text(2, 4));
+  SessionReport report = world.report(session);
+  CHECK_EQ(report.misses.size(), 1u);
+  CHECK(report.misses[0].cause == MissCause::kEvicted);
+  CHECK_EQ(report.misses[0].num_tokens, 40);
+  CHECK_EQ(report.misses[0].turn, 2);
+  world.at(1e6);
+  CHECK(!world.report(session).is_held);
+  world.squeeze(30);
+  world.turn(session, text(3, 4));
+  report = world.report(session);
+  CHECK(report.misses.back().cause == MissCause::kExpired);
+  const std::int64_t num_missed = report.misses[0].num_tokens + report.misses.back().num_tokens;
+  CHECK_EQ(report.num_computed_tokens, 80 + 5 + 6 + num_missed);  // new: 4 and the last answer, which may end a block
+}
+
+TEST(one_that_lost_its_blocks_waits_until_there_is_room) {
+  World world(30);
+  const SessionId warm = world.open();
+  world.turn(warm, text(1, 80));
+  world.sessions().pause(warm, "a", {{{0.5, 0.5}}});
+  const SessionId busy = world.open();
+  world.begin(busy, text(2, 7), 20);
+  world.simulation.step();
+  const SessionId cold = world.open();
+  const SequenceId turn = world.begin(cold, text(3, 30));
+  for (int i = 0; i < 3; ++i) world.simulation.step();
+  CHECK(world.scheduler().find(turn)->waits_for_room);
+  CHECK_EQ(world.report(warm).num_resident_blocks, 20);
+  world.at(1e5);  // nobody expects the other one any more
+  world.simulation.step();
+  CHECK(world.report(cold).view.state != SessionState::kQueued);
+  world.simulation.run();
+}
+
+TEST(one_that_waits_for_room_does_not_wait_for_ever) {
+  World world(30);
+  const SessionId held = world.open();
+  world.turn(held, text(1, 80));
+  world.sessions().pin(held, 1e9, 100);
+  const SessionId busy = world.open();
+  world.begin(busy, text(2, 7), 300);
+  const SessionId cold = world.open();
+  const SequenceId turn = world.begin(cold, text(3, 30));
+  std::int32_t num_steps = 0;
+  while (world.simulation.living.contains(turn)) {
+    world.simulation.step();
+    CHECK(++num_steps < 70, "waits longer than max_wait_steps");
+  }
+  CHECK(num_steps > 40, num_steps);
+}
+
+TEST(sessions_change_nothing_under_lru) {
+  const auto run = [](bool with_sessions) {
+    World world(24, std::make_shared<LruPolicy>());
+    std::vector<SessionId> sessions;
+    std::vector<std::vector<TokenId>> tokens(3);
+    for (int i = 0; i < 3; ++i) sessions.push_back(world.open());
+    std::vector<std::int64_t> cached;
+    for (TokenId i = 0; i < 30; ++i) {
+      const auto who = static_cast<std::size_t>((i * i + i / 3) % 3);
+      if (with_sessions) {
+        world.sessions().pause(sessions[who], "a", {{{0.5, 100.0 / (i + 1)}}});
+        world.turn(sessions[who], text(i, 2), 1);
+      } else {
+        const std::vector<TokenId> added = text(i, 2);
+        tokens[who].insert(tokens[who].end(), added.begin(), added.end());
+        SequenceSpec spec{.id = static_cast<SequenceId>(i) + 1, .prompt = tokens[who]};
+        spec.stop.max_total_tokens = static_cast<std::int32_t>(tokens[who].size()) + 1;
+        world.simulation.add(spec);
+        world.simulation.run();
+        tokens[who] = world.simulation.finished.at(spec.id).tokens;
+      }
+      cached.push_back(world.scheduler().num_cached_tokens());
+    }
+    return cached;
+  };
+  CHECK(run(true) == run(false));
+}
+
+}  // namespace
+}  // namespace paged

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+// The replay against numbers worked out by hand: one agent alone, and the same trace twice.
+#include <cmath>
+
+#include "check.h"
+#include "sim/replay.h"
+
+namespace paged {
+namespace {
+
+ReplayConfig config(const std::string& policy) {
+  ReplayConfig result;
+  result.num_blocks = 100;
+  result.max_num_batched_tokens = 64;
+  result.max_model_len = 400;
+  result.policy = make_policy(policy, 2.0);
+  result.device = {0.5, {0.1, 0.0}, 1.0, 0.0};
+  return result;
+}
+
+TEST(one_agent_alone) {
+  std::vector<ReplayAgent> agents(1);
+  agents[0].turns = {{-1, 20, 3, 7.0, -1.0, 0, -1}, {-1, 4, 1, 0.0, -1.0, 0, -1}};
+  const ReplayResult result = replay(agents, config("hazard"));
+  // 20 tokens; two decodes; the tool; 7 tokens (23 were there, of which 20 in full blocks) and no decode after them.
+  const double expected = (0.5 + 2.0) + 2 * 1.5 + 7.0 + (0.5 + 0.7);
+  CHECK(std::abs(result.job_seconds[0] - expected) < 1e-9, result.job_seconds[0], " ", expected);
+  CHECK_EQ(result.resume_seconds.size(), 1u);
+  CHECK(std::abs(result.resume_seconds[0] - 1.2) < 1e-9);
+  CHECK_EQ(result.num_prefill_tokens, 27);
+}
+
+TEST(a_replay_repeats_itself) {
+  std::vector<ReplayAgent> agents(6);
+  for (std::size_t i = 0; i < agents.size(); ++i)
+    for (int turn = 0; turn < 5; ++turn)
+      agents[i].turns.push_back(
+          {turn == 3 ? 10 : -1, 20 + static_cast<std::int32_t>(3 * i), 4, 1.0 + turn, 2.0, 0, -1});
+  agents[5].is_root = false;
+  agents[0].turns[1].spawn = 5;
+  for (const char* policy : {"lru", "ttl", "hazard", "clairvoyant"}) {
+    ReplayConfig once = config(policy);
+    ReplayConfig again = config(policy);
+    once.num_slots = again.num_slots = 4;
+    const ReplayResult first = replay(agents, once);
+    CHECK(first.job_seconds == replay(agents, again).job_seconds);
+    for (const double seconds : first.job_seconds) CHECK(seconds > 0.0, "an agent has not ended");
+    CHECK_EQ(first.resume_seconds.size(), 24u);
+  }
+}
+
+}  // namespace
+}  // namespace paged
