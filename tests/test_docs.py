@@ -61,10 +61,16 @@ def test_snippets_run_and_print_what_the_page_shows(
             assert printed.rstrip("\n") == snippet.output.rstrip("\n"), f"{page.name}:{snippet.line}"
 
 
+def anchors(page: Path) -> list[str]:
+    headings = re.findall(r"^#+ (.*)", BLOCK.sub("", page.read_text()), re.MULTILINE)
+    return [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=identify)
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#\s]+)", BLOCK.sub("", page.read_text())):
+    for target, anchor in re.findall(r"\]\(([^)#\s]+)#?([^)\s]*)", BLOCK.sub("", page.read_text())):
         assert target.startswith("https://") or (page.parent / target).exists(), target
+        assert not anchor or anchor in anchors(page.parent / target), anchor
 
 
 def test_the_index_has_every_page() -> None:
