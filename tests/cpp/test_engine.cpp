@@ -143,6 +143,29 @@ TEST_IN_FLIGHT(close_ends_what_runs_and_may_be_called_again) {
   CHECK_THROWS(fixture.engine->submit(greedy({1}, 1)), EngineClosedError, "closed");
 }
 
+TEST_IN_FLIGHT(a_follower_gives_its_own_answer_whatever_becomes_of_the_first) {
+  const std::vector<TokenId> prompt = {1, 2, 3, 4, 5, 6, 7, 8, 9};
+  Fixture fixture(max_steps_in_flight);
+  for (int round = 0; round < 20; ++round) {
+    const auto first = fixture.engine->submit(greedy(prompt, 6));
+    RequestSpec spec = greedy(prompt, 9);
+    spec.follows = first->id();
+    const auto second = fixture.engine->submit(spec), third = fixture.engine->submit(spec);
+    spec.follows = second->id();
+    const auto last = fixture.engine->submit(spec);
+    if (round % 2 == 0) fixture.engine->cancel(first->id());
+    fixture.engine->cancel(third->id());
+    for (const auto& request : {first, second, third, last}) CHECK(request->wait_finished_for(kLong));
+    CHECK(second->take().token_ids == fake_completion(prompt, 9));
+    CHECK(last->take().token_ids == fake_completion(prompt, 9));
+  }
+  RequestSpec spec = greedy(prompt, 40);
+  spec.follows = fixture.engine->submit(greedy(prompt, 40))->id();
+  const auto follower = fixture.engine->submit(spec);
+  fixture.engine->close();
+  CHECK(follower->finished());
+}
+
 // Ends a request early: at the first token equal to a random one of its completion, by its id or by its text.
 void stop_early(std::mt19937& random, SamplingParams& sampling, std::vector<TokenId>& completion) {
   const TokenId last = completion[random() % completion.size()];
