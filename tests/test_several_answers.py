@@ -16,6 +16,7 @@ import paged
 from backends import DEVICES, open_llm
 from paged.guide import Mask
 from step_gate import gated_llm
+from test_llm_handle import eventually
 from tiny_models import tiny_model
 
 VOCAB = 320
@@ -137,6 +138,17 @@ def test_those_that_wait_for_the_prompt_can_be_cancelled_and_outlive_the_first(f
         gate.open()
         closing.join(60)
         assert {output.finish_reason for output in handle.result(60).outputs} <= {"cancelled", "length"}
+
+
+def test_those_that_wait_for_the_prompt_are_counted_as_waiting(folder: Path) -> None:
+    with gated_llm(folder, max_num_batched_tokens=32, max_num_sequences=8) as (llm, gate):
+        handle = llm.submit(PROMPT, sampled(n=3, max_tokens=4))
+        gate.allow(2)  # of three that compute the prompt; the first may have come before the followers
+        assert eventually(lambda: llm.stats().num_running == 1 and llm.stats().num_waiting == 2)
+        handle.outputs[1].cancel()
+        gate.open()
+        handle.result(60)
+        assert eventually(lambda: llm.stats().num_running + llm.stats().num_waiting == 0)
 
 
 def test_a_kept_answer_outlives_its_group(llm: paged.LLM) -> None:

@@ -130,3 +130,10 @@ def test_a_real_model_without_tools_says_so(real_models: Mapping[str, Path]) -> 
         pytest.raises(ValueError, match="no place for tools"),
     ):
         llm.chat(MESSAGES, tools=TOOLS)
+
+
+def test_each_of_several_answers_has_its_calls(tmp_path: Path) -> None:
+    with _open(tmp_path, HERMES) as llm:
+        answer = llm.chat(MESSAGES, _writing(f"the hat\n{CALL}", n=2, seed=1), tools=TOOLS)
+        assert [output.text for output in answer.outputs] == ["the hat"] * 2
+        assert [[call.name for call in output.tool_calls] for output in answer.outputs] == [["look"]] * 2

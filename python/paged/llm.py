@@ -59,7 +59,8 @@ class LLM:
             or on a GPU `gpu_memory_utilization` of what is free when the weights are there.
         gpu_memory_utilization: share of the GPU's free memory for the KV pool, in (0, 1], if kv_cache_bytes is None.
         max_model_len: longest sequence, prompt and answer together; None: the model's own.
-        max_num_sequences: sequences that run at once; None: 64, on a GPU 256.
+        max_num_sequences: sequences that run at once, and prompt tokens that one step scores (prompt_logprobs); None:
+            64, on a GPU 256.
         max_num_batched_tokens: tokens of one step; longer prompts are computed in chunks. None: 512, on a GPU 8192.
         block_size: tokens of a KV block, a power of two up to 256; None: 16, on a GPU 64.
         enable_prefix_caching: keep computed blocks and reuse them for prompts with the same beginning.

@@ -189,6 +189,7 @@ void Engine::admit(std::shared_ptr<Request> request) {
   TextStream text(spec.sampling.stop, spec.sampling.include_stop_str_in_output);
   std::unique_ptr<LogitsPolicy> policy = LogitsPolicy::make(spec, vocab_size_);
   Live& live = live_.emplace(id, Live{std::move(request), std::move(text), -1, std::move(policy)}).first->second;
+  ++num_not_started_;
   const auto first = live_.find(spec.follows);
   if (first != live_.end() && first->second.num_tokens == 0)
     first->second.followers.push_back(id);
@@ -197,6 +198,8 @@ void Engine::admit(std::shared_ptr<Request> request) {
 }
 
 void Engine::start(Live& live) {
+  live.started = true;
+  --num_not_started_;
   const RequestSpec& spec = live.request->spec();
   const SequenceId id = live.request->id();
   SequenceSpec sequence;
@@ -340,6 +343,7 @@ void Engine::end(SequenceId id, FinishReason reason, std::string_view error) {
   if (found == live_.end()) return;
   scheduler_->remove(id);  // unless it has finished by itself
   leave_row(id, found->second);
+  num_not_started_ -= found->second.started ? 0 : 1;
   start_followers(found->second);
   const RequestSpec& spec = found->second.request->spec();
   if (spec.guide != GuideKind::kNone) guide_desk_->ask({id, spec.guide_key, {}, nullptr, true});

@@ -85,6 +85,7 @@ class Engine {
     std::int32_t row = -1;  // of row_states_, where the last step that samples for it found it
     std::unique_ptr<LogitsPolicy> policy = nullptr;
     std::int32_t num_tokens = 0;             // of the answer so far
+    bool started = false;                    // else it follows one that has no token yet
     std::vector<SequenceId> followers = {};  // that wait for its first token
   };
   // What every step needs of who runs in a row of the block tables, without a search for it.
@@ -166,9 +167,10 @@ class Engine {
   std::vector<RowState> row_states_;  // [max_num_sequences]
   std::vector<SamplingRow> sampling_rows_;
   StepExtrasBuffer extras_;
-  std::deque<InFlight> in_flight_;  // the oldest first
-  std::vector<TokenId> sampled_;    // of a step with exports
-  bool stalled_ = false;            // nothing can be scheduled before a message comes or a step is done
+  std::deque<InFlight> in_flight_;    // the oldest first
+  std::vector<TokenId> sampled_;      // of a step with exports
+  bool stalled_ = false;              // nothing can be scheduled before a message comes or a step is done
+  std::int32_t num_not_started_ = 0;  // of live_
   std::vector<TokenEvent> events_;
   std::vector<Ended> ended_;
   std::int64_t num_steps_ = 0;

@@ -56,7 +56,7 @@ void Engine::publish_stats() {
   stats_.num_finished = num_finished_;
   stats_.num_preemptions = scheduler_->num_preemptions();
   stats_.num_cached_tokens = scheduler_->num_cached_tokens();
-  stats_.num_waiting = scheduler_->num_waiting();
+  stats_.num_waiting = scheduler_->num_waiting() + num_not_started_;
   stats_.num_running = scheduler_->num_running();
   stats_.num_free_blocks = scheduler_->num_free_blocks();
 }
