@@ -104,6 +104,16 @@ def chat(llm: paged.LLM, keywords: dict[str, Any]) -> None:
     )
 
 
+def score(llm: paged.LLM, keywords: dict[str, Any]) -> None:
+    llm.score(**{"pairs": [([1], [2])], "use_tqdm": False, **keywords})
+
+
+def beams(llm: paged.LLM, keywords: dict[str, Any]) -> None:
+    own = {name: keywords.pop(name) for name in list(keywords) if name not in ("prompts", "priority")}
+    params = paged.BeamSearchParams(**{"beam_width": 2, "max_tokens": 2, **own})
+    paged.beam_search(llm, **{"prompts": [[1]], "params": params, **keywords})
+
+
 def handle(llm: paged.LLM, keywords: dict[str, Any]) -> None:
     request = llm.submit([1], paged.SamplingParams(**GREEDY))
     if "callback" in keywords:
@@ -123,6 +133,8 @@ _GENERATE = {
     "prompts": st.lists(PROMPT, max_size=4) | PROMPT, "sampling_params": ANYTHING, "priority": _NUMBERS,
     "use_tqdm": st.just(False),
 }  # fmt: skip
+_SCORE = {"pairs": st.lists(st.tuples(PROMPT, PROMPT) | ANYTHING, max_size=3) | ANYTHING, "priority": _NUMBERS}
+_BEAMS = {**_of(paged.BeamSearchParams), "prompts": st.lists(PROMPT, max_size=3) | PROMPT, "priority": _NUMBERS}
 _CHAT = {"messages": ANYTHING, "tools": ANYTHING, "sampling_params": ANYTHING}
 TARGETS: dict[str, tuple[Target, st.SearchStrategy[dict[str, Any]]]] = {
     "sampling": (sampling, _keywords(_of(paged.SamplingParams), 3)),
@@ -130,6 +142,8 @@ TARGETS: dict[str, tuple[Target, st.SearchStrategy[dict[str, Any]]]] = {
     "submit": (submit, _keywords(_SUBMIT, 2)),
     "generate": (generate, _keywords(_GENERATE, 2)),
     "chat": (chat, _keywords(_CHAT, 2)),
+    "score": (score, _keywords(_SCORE, 2)),
+    "beams": (beams, _keywords(_BEAMS, 2)),
     "handle": (handle, _keywords({"timeout": _NUMBERS, "callback": ANYTHING}, 2)),
     "options": (options, _keywords(dict.fromkeys(_OPTIONS, _NUMBERS), 1)),
 }

@@ -44,6 +44,8 @@ def score(llm: LLM, pairs: Sequence[tuple[Prompt, Prompt]], *, use_tqdm: bool, p
     """See `LLM.score`."""
     from paged.llm import _wait_all
 
+    if isinstance(pairs, str | bytes) or not isinstance(pairs, Sequence):
+        raise TypeError(f"pairs takes a list of (prompt, continuation), got {shown(pairs)}")
     texts = [_encode_pair(llm, index, pair) for index, pair in enumerate(pairs)]
     wholes = [prompt + continuation for prompt, continuation in texts]
     order = sorted(range(len(wholes)), key=wholes.__getitem__)
