@@ -61,12 +61,13 @@ struct SequenceItems {
   int first_token, num_tokens, position, table_row, count;
 
   __device__ SequenceItems(const ItemList& list, int sequence) : count(0) {
-    if (sequence >= list.batch.num_sequences || (list.batch.is_decode[sequence] != 0) != list.is_decode) return;
+    if (sequence >= list.batch.num_sequences) return;
     first_token = list.batch.query_start[sequence];
     num_tokens = list.batch.query_start[sequence + 1] - first_token;
     position = list.batch.seq_lens[sequence] - num_tokens;
     table_row = list.batch.block_table_rows[sequence];
-    count = (num_tokens + list.tokens_per_item - 1) / list.tokens_per_item;
+    if ((list.batch.is_decode[sequence] != 0) == list.is_decode)  // last: the loads need not wait for each other
+      count = (num_tokens + list.tokens_per_item - 1) / list.tokens_per_item;
   }
   __device__ QueryItem item(int index, int tokens_per_item) const {
     const int done = index * tokens_per_item, left = num_tokens - done;

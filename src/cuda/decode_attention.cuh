@@ -4,6 +4,8 @@
 // through its own ring of asynchronous copies, ahead of the arithmetic and across the ends of sequences, without a
 // barrier. Leaves of 256 keys are joined over the warps in shared memory, leaves into nodes of 1024, nodes in ascending
 // order; where blocks share a pair (decode_plan.cuh) the last one to finish joins all partial results in the same tree.
+// Keys and values of earlier steps, which fill the rings at the start, are fetched before the kernel waits for what
+// comes before it in the step.
 #pragma once
 
 #include "attention_mma.cuh"
@@ -29,6 +31,7 @@ struct DecodeArguments {
   const float* sinks;
   ScoreScale scale;
   int num_kv_heads, group, window, num_rows, block_shift;
+  bool single_tokens;  // every sequence has one
 };
 
 __host__ __device__ constexpr int piece_floats(int num_rows, int dim) {
@@ -103,7 +106,7 @@ struct PairPart {
   TileRange pair, tiles;  // tiles of the whole pair, and of this part
 
   __device__ PairPart(const DecodeArguments& args, int index, const DecodeStart& start, const DecodeStart& end)
-      : item(index == start.pair ? start.item : args.plan.items[index / args.num_kv_heads]),
+      : item(index == start.pair ? start.item : load_past_l1(args.plan.items + index / args.num_kv_heads)),
         kv_head(index % args.num_kv_heads),
         pair(tiles_of(item, args.window)),
         tiles(pair) {
@@ -132,6 +135,20 @@ class DecodeLoader {
     slot_ = slot_ + 1 == kStages ? 0 : slot_ + 1;
   }
 
+  // As often as next(), but not more than `most` times, while no key is from this step, so that the caller need not
+  // have waited for what comes before it in the step. What is old of the tile after those is brought into L2.
+  __device__ __forceinline__ int load_old(int most) {
+    int count = 0;
+    for (; count < most; ++count) {
+      skip_to_tiles();
+      const int first = first_of_tile();
+      if (tile_ == tile_end_ || (first < end_key_ && first + kSpanKeys > old_end_)) break;
+      next();
+    }
+    if (count < most && tile_ < tile_end_) prefetch_old();
+    return count;
+  }
+
  private:
   __device__ __forceinline__ void skip_to_tiles() {
     while (tile_ == tile_end_ && pair_ < end_.pair) enter(pair_ + 1);
@@ -144,6 +161,7 @@ class DecodeLoader {
     tile_end_ = part.tiles.end;
     first_key_ = args_.window > 0 ? part.item.position + 1 - args_.window : 0;
     end_key_ = part.item.position + part.item.num_tokens;
+    old_end_ = args_.single_tokens ? part.item.position : 0;
     table_ = part.block_table(args_);
     kv_head_ = part.kv_head;
     find_blocks();
@@ -153,19 +171,40 @@ class DecodeLoader {
   __device__ __forceinline__ void find_blocks() {
     const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
     const int key = (tile_ + lane) * kTileKeys + warp * kSpanKeys;
-    blocks_ = key < end_key_ ? table_[key >> args_.block_shift] : 0;
+    blocks_ = key < end_key_ ? load_past_l1(table_ + (key >> args_.block_shift)) : 0;
     known_end_ = tile_ + 32;
   }
 
-  __device__ __forceinline__ void copy_tile() {
-    const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-    if (tile_ == known_end_) find_blocks();
+  __device__ __forceinline__ int first_of_tile() const {
+    return tile_ * kTileKeys + static_cast<int>(threadIdx.x) / 32 * kSpanKeys;
+  }
+  __device__ __forceinline__ const T* keys_of_tile() const {
     const int block = shuffle(blocks_, (tile_ - known_end_) & 31);
-    const int first = tile_ * kTileKeys + warp * kSpanKeys;
-    const int piece = kDim << args_.block_shift;
-    const T* k = static_cast<const T*>(args_.cache) + piece_offset(block, 0, kv_head_, args_.num_kv_heads, piece) +
-                 (first & ((1 << args_.block_shift) - 1)) * kDim;
-    const T* v = k + std::int64_t{args_.num_kv_heads} * piece;
+    return static_cast<const T*>(args_.cache) +
+           piece_offset(block, 0, kv_head_, args_.num_kv_heads, kDim << args_.block_shift) +
+           (first_of_tile() & ((1 << args_.block_shift) - 1)) * kDim;
+  }
+  __device__ __forceinline__ const T* values_of(const T* keys) const {
+    return keys + (std::int64_t{args_.num_kv_heads} * kDim << args_.block_shift);
+  }
+
+  __device__ __forceinline__ void prefetch_old() {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    if (tile_ == known_end_) find_blocks();
+    const T* k = keys_of_tile();
+    constexpr int kLine = 64;  // elements
+    for (int at = lane * kLine; at < (old_end_ - first_of_tile()) * kDim; at += 32 * kLine) {
+      prefetch_line(k + at);
+      prefetch_line(values_of(k) + at);
+    }
+  }
+
+  __device__ __forceinline__ void copy_tile() {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    if (tile_ == known_end_) find_blocks();
+    const int first = first_of_tile();
+    const T* k = keys_of_tile();
+    const T* v = values_of(k);
     T* to = ring_ + slot_ * 2 * kSpanKeys * kDim;
     ++tile_;
     if (first >= end_key_ || first + kSpanKeys <= first_key_) return;
@@ -184,7 +223,7 @@ class DecodeLoader {
   T* ring_;
   int pair_, tile_ = 0, tile_end_ = 0, slot_ = 0;
   int known_end_ = 0;  // blocks_ are of the 32 tiles before this one
-  int blocks_ = 0, first_key_ = 0, end_key_ = 0, kv_head_ = 0;
+  int blocks_ = 0, first_key_ = 0, end_key_ = 0, old_end_ = 0, kv_head_ = 0;
   const std::int32_t* table_ = nullptr;
 };
 

@@ -20,15 +20,17 @@ class DecodeBlock {
         thread_(static_cast<int>(threadIdx.x)),
         lane_(thread_ % 32),
         warp_(thread_ / 32),
-        unit_tiles_(*args.plan.unit_tiles) {}
+        unit_tiles_(load_past_l1(args.plan.unit_tiles)) {}
 
   __device__ void run() {
     T* ring = shared_.ring + warp_ * kStages * 2 * Shared::kSpan;
     DecodeLoader<T, kDim, kStages> loader(args_, start_, end_, ring);
     int pair = start_.pair, slot = 0;
     PairPart part(args_, pair, start_, end_);
+    const int num_loaded = loader.load_old(kStages - 1);
+    wait_for_predecessors();
     load_query(part);
-    for (int i = 0; i < kStages - 1; ++i) loader.next();
+    for (int i = num_loaded; i < kStages - 1; ++i) loader.next();
     while (true) {
       clear_joined();
       partial_[0].reset();
@@ -264,9 +266,9 @@ template <class T, int kDim, int kStages, int kBlocksEach>
 __global__ void __launch_bounds__(kDecodeThreads, kBlocksEach) decode_attention_kernel(const DecodeArguments args) {
   GPU_DYN_SHARED(unsigned char, memory);
   release_dependents();
-  wait_for_predecessors();
-  const DecodeStart start = args.plan.starts[blockIdx.x], end = args.plan.starts[blockIdx.x + 1];
-  if (start.pair == end.pair && start.tile == end.tile) return;
+  const DecodeStart start = load_past_l1(args.plan.starts + blockIdx.x);
+  const DecodeStart end = load_past_l1(args.plan.starts + blockIdx.x + 1);
+  if (start.pair == end.pair && start.tile == end.tile) return wait_for_predecessors();
   DecodeBlock<T, kDim, kStages>(args, start, end, memory).run();
 }
 

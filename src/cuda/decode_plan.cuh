@@ -65,8 +65,12 @@ struct Place {
   std::int64_t key, cost;
 };
 
+constexpr int kSharedItems = 1024;  // a plan of no more items is made with lists in shared memory
+
 // What the plan is made with, in shared memory.
 struct PlanShared {
+  QueryItem items[kSharedItems];
+  std::int32_t costs[kSharedItems];
   std::int64_t warp_sums[kPlanThreads / 32];
   Place places[kPlanThreads + 1];     // of the blocks' starts
   std::int32_t pieces[kPlanThreads];  // where those of the block's last pair begin
@@ -133,18 +137,26 @@ __device__ inline int choose_unit(const DecodePlanArguments& args, std::int64_t 
   return kNodeTiles;
 }
 
-__global__ void __launch_bounds__(kPlanThreads) plan_decode_kernel(const DecodePlanArguments args) {
+// No release_dependents(): gpu.h says why.
+__global__ void __launch_bounds__(kPlanThreads) plan_decode_kernel(const DecodePlanArguments given) {
   __shared__ PlanShared shared;
-  release_dependents();
   wait_for_predecessors();
+  DecodePlanArguments args = given;
+  const bool in_shared = args.list.batch.num_tokens <= kSharedItems;
+  if (in_shared) {
+    args.list.items = args.plan.items = shared.items;
+    args.list.costs = args.plan.costs = shared.costs;
+  }
   const int block = static_cast<int>(threadIdx.x), num_blocks = args.num_blocks;
   const std::int64_t all = list_items(args.list, shared.warp_sums);
   __syncthreads();  // the lists are written
+  if (in_shared && block < static_cast<int>(all >> 32)) given.plan.items[block] = shared.items[block];
   int pieces;
   const int unit = choose_unit(args, all, shared, pieces);
   shared.pieces[block] = static_cast<std::int32_t>(inclusive_sum(pieces, shared.warp_sums)) - pieces;
   __syncthreads();
   if (block == 0) *args.plan.unit_tiles = unit;
+  thread_fence();
   if (block > num_blocks) return;
   const std::int64_t own = shared.places[block].key, pair = own >> 32;
   const int owner = last_not_above([&](int i) { return shared.places[i].key; }, num_blocks, pair << 32);
@@ -156,6 +168,7 @@ __global__ void __launch_bounds__(kPlanThreads) plan_decode_kernel(const DecodeP
   start.last_piece = shared.pieces[block];
   if (own < shared.places[num_blocks].key) start.item = args.plan.items[pair / args.num_kv_heads];
   args.plan.starts[block] = start;
+  thread_fence();
 }
 
 }  // namespace paged::gpu

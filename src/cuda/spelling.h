@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <string>
+#include <type_traits>
 
 #include "gpu/device_error.h"
 
@@ -53,6 +54,26 @@ __device__ __forceinline__ float fast_exp2(float x) {
   return y;
 }
 __device__ __forceinline__ float fast_exp(float x) { return __expf(x); }
+__device__ __forceinline__ float fast_rsqrt(float x) { return rsqrtf(x); }
+
+// A value in units of 16 or 4 bytes, each as load(address) gives it.
+template <class Value, class Load>
+__device__ __forceinline__ Value load_in_units(const Value* from, const Load& load) {
+  using Unit = std::conditional_t<sizeof(Value) % 16 == 0, uint4, unsigned>;
+  constexpr int kUnits = sizeof(Value) / sizeof(Unit);
+  static_assert(kUnits * sizeof(Unit) == sizeof(Value));
+  union {
+    Unit units[kUnits];
+    Value value;
+  } loaded;
+#pragma unroll
+  for (int i = 0; i < kUnits; ++i) loaded.units[i] = load(reinterpret_cast<const Unit*>(from) + i);
+  return loaded.value;
+}
+template <class Value>
+__device__ __forceinline__ Value load_past_l1(const Value* from) {
+  return load_in_units(from, [](const auto* unit) { return __ldcg(unit); });
+}
 
 __device__ __forceinline__ void wait_for_predecessors() {
 #if __CUDA_ARCH__ >= 900

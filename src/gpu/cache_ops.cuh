@@ -80,9 +80,21 @@ __device__ __forceinline__ void join_pairs(Vec<T, kVec>& a, Vec<T, kVec>& b) {
   b = high;
 }
 
+template <int kVec>
+struct Angles {
+  Vec<float, kVec> cosines, sines;
+};
+// Of the pairs from `pair` on; may be called ahead of the kernel's wait.
+template <int kVec>
+__device__ __forceinline__ Angles<kVec> angles_of(const Heads& heads, std::int64_t token, int pair) {
+  const std::int64_t position = load_past_l1(heads.positions + token);
+  const float* cosines = heads.table + position * heads.rotary_dim + pair;
+  return {load_vec<float, kVec>(cosines), load_vec<float, kVec>(cosines + heads.rotary_dim / 2)};
+}
+
 // Item `item` of one head, from x to out.
 template <class T, class To, int kVec>
-__device__ __forceinline__ void do_item(const Heads& heads, std::int64_t token, int item, const T* x, To* out) {
+__device__ __forceinline__ void do_item(const Heads& heads, const Angles<kVec>& angles, int item, const T* x, To* out) {
   if (item >= heads.rotated) {
     const int at = heads.rotary_dim + (item - heads.rotated) * kVec;
     store_vec(out + at, converted<T, To, kVec>(load_vec<T, kVec>(x + at)));
@@ -91,10 +103,8 @@ __device__ __forceinline__ void do_item(const Heads& heads, std::int64_t token, 
   const int half = heads.rotary_dim / 2, pair = item * kVec;
   const int first = heads.interleaved ? 2 * pair : pair, second = first + (heads.interleaved ? kVec : half);
   Vec<T, kVec> a = load_vec<T, kVec>(x + first), b = load_vec<T, kVec>(x + second);
-  const float* cosines = heads.table + std::int64_t{heads.positions[token]} * heads.rotary_dim + pair;
-  const auto c = load_vec<float, kVec>(cosines), s = load_vec<float, kVec>(cosines + half);
   if (heads.interleaved) split_pairs(a, b);
-  rotate(a, b, c, s);
+  rotate(a, b, angles.cosines, angles.sines);
   if (heads.interleaved) join_pairs(a, b);
   store_vec(out + first, converted<T, To, kVec>(a));
   store_vec(out + second, converted<T, To, kVec>(b));
@@ -116,24 +126,22 @@ __global__ void __launch_bounds__(kCacheThreads) cache_kernel(CacheWork work) {
   release_dependents();
   int item = static_cast<int>(blockIdx.y * blockDim.x + threadIdx.x);
   const std::int64_t token = blockIdx.x;
-  wait_for_predecessors();
-  if (item < work.q.items) {
-    const int at = item / work.q.items_per_head * work.q.head_dim;
-    do_item<T, T, kVec>(work.q, token, item % work.q.items_per_head, work.q.x.row<const T>(token) + at,
-                        work.q.out.row<T>(token) + at);
-    return;
-  }
-  item -= work.q.items;
-  const bool is_value = item >= work.k.items;
+  const bool is_query = item < work.q.items;
+  if (!is_query) item -= work.q.items;
+  const bool is_value = !is_query && item >= work.k.items;
   if (is_value) item -= work.k.items;
-  const Heads& heads = is_value ? work.v : work.k;
-  if (item >= heads.items) return;
-  const std::int32_t slot = work.slots[token];
-  if (slot < 0) return;
-  const int head = item / heads.items_per_head;
-  do_item<T, C, kVec>(heads, token, item % heads.items_per_head,
-                      heads.x.row<const T>(token) + std::int64_t{head} * heads.head_dim,
-                      head_in_cache<C>(work, heads, slot, is_value, head));
+  const Heads& heads = is_query ? work.q : is_value ? work.v : work.k;
+  if (item >= heads.items) return wait_for_predecessors();
+  const std::int32_t slot = is_query ? 0 : load_past_l1(work.slots + token);
+  const int head = item / heads.items_per_head, lane = item % heads.items_per_head;
+  Angles<kVec> angles{};
+  if (lane < heads.rotated) angles = angles_of<kVec>(heads, token, lane * kVec);
+  const T* x = heads.x.row<const T>(token) + std::int64_t{head} * heads.head_dim;
+  wait_for_predecessors();
+  if (is_query)
+    do_item<T, T, kVec>(heads, angles, lane, x, heads.out.row<T>(token) + std::int64_t{head} * heads.head_dim);
+  else if (slot >= 0)
+    do_item<T, C, kVec>(heads, angles, lane, x, head_in_cache<C>(work, heads, slot, is_value, head));
 }
 
 template <class T, int kVec>
@@ -172,11 +180,15 @@ __global__ void __launch_bounds__(kCacheThreads) norm_cache_kernel(CacheWork wor
   const int first = lane * kVec, second = heads.head_dim / 2 + first;
   const T* x = heads.x.row<const T>(token) + std::int64_t{head} * heads.head_dim;
   Vec<float, kVec> first_weight{}, second_weight{};
+  Angles<kVec> angles{};
   if (!is_value) {
     const float* weight = is_query ? norms.q : norms.k;
     first_weight = load_vec<float, kVec>(weight + first);
     second_weight = load_vec<float, kVec>(weight + second);
+    angles = angles_of<kVec>(heads, token, first);
   }
+  const std::int32_t slot = is_query || item >= heads.items ? -1 : load_past_l1(work.slots + token);
+  const float inverse_dim = 1.0f / static_cast<float>(heads.head_dim);
   wait_for_predecessors();
   Vec<T, kVec> a{}, b{};
   if (!is_value) {
@@ -185,14 +197,12 @@ __global__ void __launch_bounds__(kCacheThreads) norm_cache_kernel(CacheWork wor
   }
   float squares = sum_squares(a) + sum_squares(b);
   for (int mask = work.q.items_per_head / 2; mask > 0; mask >>= 1) squares += shuffle_xor(squares, mask);
-  const std::int32_t slot = is_query || item >= heads.items ? -1 : work.slots[token];
   if (!is_query && slot < 0) return;
-  if (is_value) return do_item<T, C, kVec>(heads, token, lane, x, head_in_cache<C>(work, heads, slot, true, head));
-  const float scale = 1.0f / sqrtf(squares / static_cast<float>(heads.head_dim) + norms.eps);
+  if (is_value) return do_item<T, C, kVec>(heads, angles, lane, x, head_in_cache<C>(work, heads, slot, true, head));
+  const float scale = fast_rsqrt(fmaf(squares, inverse_dim, norms.eps));
   normalise(a, scale, first_weight);
   normalise(b, scale, second_weight);
-  const float* cosines = heads.table + std::int64_t{heads.positions[token]} * heads.head_dim + first;
-  rotate(a, b, load_vec<float, kVec>(cosines), load_vec<float, kVec>(cosines + heads.head_dim / 2));
+  rotate(a, b, angles.cosines, angles.sines);
   if (is_query) {
     T* out = heads.out.row<T>(token) + std::int64_t{head} * heads.head_dim;
     store_vec(out + first, a);

@@ -6,15 +6,21 @@
 //   kWarp                              threads of a warp, 32 or 64: device code only, never in a launch's arithmetic
 //   shuffle_xor(v, mask) shuffle(v, lane) ballot(p) sync_warp()      whole-warp collectives; ballots are 64 bits
 //   thread_fence()  atomic_add(p, v)  atomic_max(p, v)               device scope, relaxed
-//   fast_exp2(x)  fast_exp(x)          the hardware's approximation
-//   wait_for_predecessors()            before the first access to what earlier kernels on the stream wrote or still
-//   read release_dependents()               at entry: later kernels may start up to their own wait GPU_DYN_SHARED(type,
-//   name)         the launch's dynamic shared memory launch(kernel, grid, block, shared_bytes, stream, args...) throws
-//   DeviceError GPU_API(Name)                      the runtime's function or type; check(call) throws DeviceError
+//   fast_exp2(x)  fast_exp(x)  fast_rsqrt(x)                         the hardware's approximations
+//   wait_for_predecessors()            before the first access to what earlier kernels wrote or still read
+//   release_dependents()               at entry: later kernels may start, up to their own wait
+//   load_past_l1(p)                    4 bytes, or a multiple of 16, that are read ahead of the wait (below)
+//   GPU_DYN_SHARED(type, name)         the launch's dynamic shared memory
+//   launch(kernel, grid, block, shared_bytes, stream, args...)       throws DeviceError
+//   GPU_API(Name)                      the runtime's function or type; check(call) throws DeviceError
 //
 // Rules: a launch may start while its predecessor still runs, so EVERY kernel calls wait_for_predecessors() on every
 // path; block sizes are multiples of 64; collectives are executed by whole warps; no kernel assumes warp == 32 unless
 // it lives in src/cuda; offsets into the KV cache and weights are 64 bits.
+//
+// Ahead of its wait a kernel may read weights and other constants, and what was complete before begin_step's kernel
+// was: the step's inputs (positions, slots, tables, lengths) and the keys and values of earlier steps. For that kernel,
+// and those that make a plan of a step, do not call release_dependents(): nothing after them starts before they end.
 #pragma once
 
 #include <cstddef>

@@ -45,7 +45,7 @@ __device__ __forceinline__ float group_sum(float value, int lanes) {
   return total;
 }
 
-template <class T, int kVec, int kHeld, bool kAdd>
+template <class T, int kVec, int kHeld, bool kOnce, bool kAdd>
 __global__ void __launch_bounds__(kNormThreads, kAdd ? 1 : 2) rms_norm_kernel(NormWork work) {
   release_dependents();
   const int lanes = work.lanes, lane = static_cast<int>(threadIdx.x) % lanes;
@@ -64,16 +64,17 @@ __global__ void __launch_bounds__(kNormThreads, kAdd ? 1 : 2) rms_norm_kernel(No
   const T* delta = kAdd ? work.delta.row<const T>(row) + column : nullptr;
   T* sum = kAdd ? work.sum.row<T>(row) + column : nullptr;
   T* out = work.out.row<T>(row) + column;
+  const float inverse_width = 1.0f / static_cast<float>(work.width);
   wait_for_predecessors();
 
   Vec<T, kVec> held[kHeld], added[kAdd ? kHeld : 1];
   float squares = 0.0f;
-  for (int base = 0; base < vectors; base += span) {
+  for (int base = 0; base < (kOnce ? 1 : vectors); base += span) {
 #pragma unroll
     for (int h = 0; h < kHeld; ++h) {
       const int at = base + h * lanes + lane;
-      if (at < vectors) held[h] = load_vec<T, kVec>(x + at * kVec);
-      if (kAdd && at < vectors) added[kAdd ? h : 0] = load_vec<T, kVec>(delta + at * kVec);
+      held[h] = at < vectors ? load_vec<T, kVec>(x + at * kVec) : Vec<T, kVec>{};
+      if (kAdd) added[kAdd ? h : 0] = at < vectors ? load_vec<T, kVec>(delta + at * kVec) : Vec<T, kVec>{};
     }
 #pragma unroll
     for (int h = 0; h < kHeld; ++h) {
@@ -88,14 +89,14 @@ __global__ void __launch_bounds__(kNormThreads, kAdd ? 1 : 2) rms_norm_kernel(No
       if (kAdd) store_vec(sum + at * kVec, held[h]);
     }
   }
-  const float scale = 1.0f / sqrtf(group_sum(squares, lanes) / static_cast<float>(work.width) + work.eps);
+  const float scale = fast_rsqrt(fmaf(group_sum(squares, lanes), inverse_width, work.eps));
 
-  for (int base = 0; base < vectors; base += span) {
+  for (int base = 0; base < (kOnce ? 1 : vectors); base += span) {
 #pragma unroll
     for (int h = 0; h < kHeld; ++h) {
       const int at = base + h * lanes + lane;
       if (at >= vectors) continue;
-      if (vectors > span) {
+      if (!kOnce) {
         held[h] = load_vec<T, kVec>((kAdd ? sum : x) + at * kVec);
         weight[h] = load_vec<float, kVec>(work.weight + at * kVec);
       }
@@ -107,7 +108,7 @@ __global__ void __launch_bounds__(kNormThreads, kAdd ? 1 : 2) rms_norm_kernel(No
   }
 }
 
-template <class T, int kVec, int kHeld, bool kAdd>
+template <class T, int kVec, int kHeld, bool kOnce, bool kAdd>
 void launch_norm(const ExecutionContext& context, NormWork work) {
   const int vectors = work.width / kVec;
   unsigned threads = block_threads(divide_up(vectors, kHeld), kNormThreads);
@@ -117,7 +118,7 @@ void launch_norm(const ExecutionContext& context, NormWork work) {
     threads = block_threads(std::int64_t{work.num_groups} * work.lanes, 128);
   }
   const unsigned groups_per_block = threads / static_cast<unsigned>(work.lanes);
-  launch(rms_norm_kernel<T, kVec, kHeld, kAdd>,
+  launch(rms_norm_kernel<T, kVec, kHeld, kOnce, kAdd>,
          dim3(static_cast<unsigned>(divide_up(work.num_groups, groups_per_block))), dim3(threads), 0,
          stream_of(context), work);
 }
@@ -126,9 +127,11 @@ void launch_norm(const ExecutionContext& context, NormWork work) {
 template <class T, int kVec, bool kAdd>
 void launch_norm(const ExecutionContext& context, const NormWork& work) {
   if (work.width / kVec <= kNormThreads / 2)
-    launch_norm<T, kVec, 1, kAdd>(context, work);
+    launch_norm<T, kVec, 1, true, kAdd>(context, work);
+  else if (work.width / kVec <= kNormThreads * 2)
+    launch_norm<T, kVec, 2, true, kAdd>(context, work);
   else
-    launch_norm<T, kVec, 2, kAdd>(context, work);
+    launch_norm<T, kVec, 2, false, kAdd>(context, work);
 }
 
 template <bool kAdd>

@@ -165,12 +165,16 @@ std::vector<int> skewed(int count, int length) {
 
 std::vector<BenchCase> bench_cases() {
   std::vector<BenchCase> all;
-  for (const auto& [count, length] : {std::pair{1, 1024},
+  for (const auto& [count, length] : {std::pair{1, 200},
+                                      {1, 384},
+                                      {1, 1024},
                                       {1, 4096},
                                       {1, 32768},
                                       {8, 1024},
                                       {8, 4096},
                                       {32, 1024},
+                                      {64, 576},
+                                      {64, 2048},
                                       {64, 4096},
                                       {128, 2048},
                                       {256, 1024},

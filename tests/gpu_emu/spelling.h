@@ -56,6 +56,11 @@ T atomic_max(T* to, T value) {
 }
 inline float fast_exp2(float x) { return std::exp2(x); }
 inline float fast_exp(float x) { return std::exp(x); }
+inline float fast_rsqrt(float x) { return 1.0f / std::sqrt(x); }
+template <class Value>
+Value load_past_l1(const Value* from) {
+  return *from;
+}
 inline void wait_for_predecessors() {}
 inline void release_dependents() {}
 
