@@ -74,6 +74,10 @@ template <class Value>
 __device__ __forceinline__ Value load_past_l1(const Value* from) {
   return load_in_units(from, [](const auto* unit) { return __ldcg(unit); });
 }
+template <class Value>
+__device__ __forceinline__ Value load_from_host(const Value* from) {
+  return load_in_units(from, [](const auto* unit) { return __ldcv(unit); });
+}
 
 __device__ __forceinline__ void wait_for_predecessors() {
 #if __CUDA_ARCH__ >= 900

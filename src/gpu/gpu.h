@@ -10,6 +10,7 @@
 //   wait_for_predecessors()            before the first access to what earlier kernels wrote or still read
 //   release_dependents()               at entry: later kernels may start, up to their own wait
 //   load_past_l1(p)                    4 bytes, or a multiple of 16, that are read ahead of the wait (below)
+//   load_from_host(p)                  the same sizes, of page-locked host memory
 //   GPU_DYN_SHARED(type, name)         the launch's dynamic shared memory
 //   launch(kernel, grid, block, shared_bytes, stream, args...)       throws DeviceError
 //   GPU_API(Name)                      the runtime's function or type; check(call) throws DeviceError

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Ops that compute every element on its own: out[i] = fn(a[i], b[i]), where the rows of a may be picked by a list. And
-// the first kernel of a step, which brings its inputs up to date.
+// Ops that compute every element on its own: out[i] = fn(a[i], b[i]), where the rows of a may be picked by a list.
 #pragma once
 
 #include "gpu/device_matrix.h"
@@ -122,21 +121,6 @@ void map_two(const ExecutionContext& context, const MatrixView& a, const MatrixV
   map_rows(context, {rows_of(a), rows_of(b), rows_of(out), nullptr, 0}, has_vectors(a) && has_vectors(b), out, fn);
 }
 
-// No release_dependents(): gpu.h says why.
-__global__ void begin_step_kernel(BeginStepParams step) {
-  wait_for_predecessors();
-  const int first = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
-  const int stride = static_cast<int>(gridDim.x * blockDim.x);
-  for (int i = first; i < step.num_tokens; i += stride) {
-    const std::int32_t staged = step.staged_token_ids[i];
-    // -1 was sampled from logits that are no numbers: its sequence fails once the host knows, any token will do.
-    step.token_ids[i] = staged >= 0 ? staged : step.last_tokens[-1 - staged] < 0 ? 0 : step.last_tokens[-1 - staged];
-  }
-  const std::int32_t num_changes = *step.num_table_changes;
-  for (int i = first; i < num_changes; i += stride)
-    step.block_tables[step.table_changes[2 * i]] = step.table_changes[2 * i + 1];
-}
-
 }  // namespace
 
 void embedding(const ExecutionContext& context, const EmbeddingParams& params) {
@@ -172,12 +156,6 @@ void gather_rows(const ExecutionContext& context, const GatherRowsParams& params
 void softcap(const ExecutionContext& context, const SoftcapParams& params) {
   map_rows(context, {rows_of(params.x), {}, rows_of(params.out), nullptr, 0}, has_vectors(params.x), params.out,
            Softcap{params.cap});
-}
-
-void begin_step(const ExecutionContext& context, const BeginStepParams& params) {
-  // A few blocks at least: how many changes there are is known on the device only.
-  const std::int64_t blocks = std::max<std::int64_t>(4, divide_up(params.num_tokens, kMapThreads));
-  launch(begin_step_kernel, dim3(static_cast<unsigned>(blocks)), dim3(kMapThreads), 0, stream_of(context), params);
 }
 
 }  // namespace paged::gpu

@@ -63,6 +63,10 @@ template <class Value>
 __device__ __forceinline__ Value load_past_l1(const Value* from) {
   return *from;  // no kernel runs ahead of an earlier one here
 }
+template <class Value>
+__device__ __forceinline__ Value load_from_host(const Value* from) {
+  return *from;  // page-locked memory is coherent by default: nothing caches it
+}
 
 // Streams run their kernels one after the other.
 __device__ __forceinline__ void wait_for_predecessors() {}

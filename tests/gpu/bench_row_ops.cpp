@@ -5,6 +5,7 @@
 // Usage: bench_row_ops [--json] [part of a name]
 #include <algorithm>
 #include <cstdio>
+#include <cstring>
 #include <functional>
 #include <string>
 #include <string_view>
@@ -113,8 +114,11 @@ struct Shared {
         kv(kMaxRows * 2 * model.kv_heads * model.head_dim * 2),
         tokens(OnDevice::poisoned(gpu, 4 * kMaxRows)),
         zero(gpu, std::vector<std::int32_t>{0}),
+        staging(48 * kMaxRows + 16),
+        inputs(staging.num_bytes()),
         embeddings(model.vocab, model.hidden, kType) {
     gpu::fill_zero(embeddings.data(), embeddings.num_bytes(), gpu.gpu.stream);
+    std::memset(staging.data(), 0, static_cast<std::size_t>(staging.num_bytes()));
   }
   static std::vector<std::int32_t> indices_below(std::int64_t limit) {
     std::vector<std::int32_t> all(static_cast<std::size_t>(limit));
@@ -126,6 +130,8 @@ struct Shared {
   OnDevice norm, table, indices;
   gpu::DeviceBuffer kv;
   OnDevice tokens, zero;
+  gpu::PinnedBuffer staging;
+  gpu::DeviceBuffer inputs;
   gpu::DeviceMatrix embeddings;
 };
 
@@ -198,10 +204,20 @@ std::vector<RowOp> map_cases(Gpu& gpu, const Model& model, const Shared& shared,
                        ops::softcap(gpu.context(), {view(at, rows, model.vocab, DType::kFloat32), 30.0f,
                                                     view(at + logits, rows, model.vocab, DType::kFloat32)});
                      }});
-  cases.push_back({"begin_step", 0, 8 * rows, [=, &gpu, &shared](std::byte*) {
-                     gpu::begin_step(gpu.context(), {indices, indices, static_cast<std::int32_t>(rows),
-                                                     shared.tokens.as<std::int32_t>(), indices,
-                                                     shared.zero.as<std::int32_t>(), shared.tokens.as<std::int32_t>()});
+  const auto num_rows = static_cast<std::int32_t>(rows);
+  cases.push_back({"begin_step", 0, 48 * rows, [=, &gpu, &shared](std::byte*) {
+                     const std::byte* staging = shared.staging.data();
+                     gpu::begin_step(gpu.context(), {{staging, staging},
+                                                     shared.zero.as<std::uint32_t>(),
+                                                     shared.inputs.data(),
+                                                     48 * rows,
+                                                     0,
+                                                     48 * rows,
+                                                     48 * rows,
+                                                     num_rows,
+                                                     shared.tokens.as<std::int32_t>(),
+                                                     shared.tokens.as<std::int32_t>(),
+                                                     shared.tokens.as<std::int32_t>()});
                    }});
   return cases;
 }

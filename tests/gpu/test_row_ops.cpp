@@ -205,29 +205,5 @@ TEST(embedding_is_the_cpus) {
         check_embedding(gpu, random, types[i], kDTypes[i], layout, out_dtype);
 }
 
-TEST(begin_step_takes_staged_or_sampled_tokens_and_changes_tables) {
-  Gpu gpu;
-  constexpr int kTokens = 700;
-  std::vector<std::int32_t> staged(kTokens), last = {100, 101, 102, 103}, expected;
-  for (int i = 0; i < kTokens; ++i) {
-    staged[static_cast<std::size_t>(i)] = i % 5 == 0 ? -1 - i % 4 : i;
-    expected.push_back(i % 5 == 0 ? 100 + i % 4 : i);
-  }
-  std::vector<std::int32_t> tables(2000, -7), changes;
-  for (std::int32_t i = 0; i < 1500; ++i) changes.insert(changes.end(), {1999 - i, i});
-  const OnDevice device_staged(gpu, staged), device_last(gpu, last), device_changes(gpu, changes);
-  for (const std::int32_t num_changes : {0, 1, 1500}) {
-    const OnDevice count(gpu, std::vector<std::int32_t>{num_changes}), device_tables(gpu, tables);
-    const OnDevice tokens = OnDevice::poisoned(gpu, 4 * kTokens);
-    gpu::begin_step(gpu.context(), {device_staged.as<std::int32_t>(), device_last.as<std::int32_t>(), kTokens,
-                                    tokens.as<std::int32_t>(), device_changes.as<std::int32_t>(),
-                                    count.as<std::int32_t>(), device_tables.as<std::int32_t>()});
-    CHECK(tokens.ints() == expected);
-    std::vector<std::int32_t> changed = tables;
-    for (std::int32_t i = 0; i < num_changes; ++i) changed[static_cast<std::size_t>(1999 - i)] = i;
-    CHECK(device_tables.ints() == changed, num_changes, " changes");
-  }
-}
-
 }  // namespace
 }  // namespace paged

@@ -61,6 +61,10 @@ template <class Value>
 Value load_past_l1(const Value* from) {
   return *from;
 }
+template <class Value>
+Value load_from_host(const Value* from) {
+  return *from;
+}
 inline void wait_for_predecessors() {}
 inline void release_dependents() {}
 

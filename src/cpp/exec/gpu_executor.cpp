@@ -73,6 +73,7 @@ GpuExecutor::GpuExecutor(std::shared_ptr<const Program> program, const GpuExecut
       block_tables_(ints(std::int64_t{options.max_num_sequences} * blocks_per_sequence(options.kv_pool))),
       last_tokens_(ints(std::int64_t{options.max_num_sequences} + 1)),
       sampled_(ints(options.max_num_sequences)),
+      num_steps_(sizeof(std::uint32_t)),
       runner_(*program_, options.kv_pool, context_, buffers()),
       slots_{Slot(staging_limits()), Slot(staging_limits())} {
   for (std::int32_t size : bucket_sizes(std::min(options.max_num_sequences, program_->arena().max_logits_rows)))
@@ -80,6 +81,7 @@ GpuExecutor::GpuExecutor(std::shared_ptr<const Program> program, const GpuExecut
   gpu::fill_zero(counters_.data(), counters_.num_bytes(), stream_.handle());
   gpu::fill_zero(block_tables_.data(), block_tables_.num_bytes(), stream_.handle());
   gpu::fill_zero(last_tokens_.data(), last_tokens_.num_bytes(), stream_.handle());
+  gpu::fill_zero(num_steps_.data(), num_steps_.num_bytes(), stream_.handle());
   stream_.synchronize();
 }
 
@@ -142,7 +144,7 @@ std::int64_t GpuExecutor::workspace_bytes() const {
   std::int64_t total = 0;
   for (const gpu::DeviceBuffer* buffer :
        {&scratch_, &counters_, &arena_, &attention_plans_, &attention_workspace_, &sample_workspace_, &inputs_,
-        &token_ids_, &block_tables_, &last_tokens_, &sampled_})
+        &token_ids_, &block_tables_, &last_tokens_, &sampled_, &num_steps_})
     total += buffer->num_bytes();
   return total + extras_.num_bytes();
 }
@@ -167,18 +169,17 @@ void GpuExecutor::launch(const StepInput& step) {
   if (step.extras == nullptr) {
     record_or_run(bucket == nullptr ? nullptr : &bucket->step, [&] {
       enqueue_ops(batch);
-      enqueue_sampling(batch);
+      enqueue_end(batch);
     });
   } else {
     record_or_run(bucket == nullptr ? nullptr : &bucket->logits, [&] { enqueue_ops(batch); });
     const GpuExtras::Step extras{slot_of(num_launched_), step.extras, runner_.logits(batch.num_logits_rows),
                                  as<std::int32_t>(last_tokens_), as<std::int32_t>(sampled_)};
     extras_.enqueue_before(context_, extras);
-    enqueue_sampling(batch);
+    enqueue_end(batch);
     extras_.enqueue_after(context_, extras);
   }
   slot.num_sampled = step.batch.num_logits_rows;
-  gpu::copy_to_host(slot.sampled.data(), sampled_.data(), ints(slot.num_sampled), stream_.handle());
   slot.done.record(stream_.handle());
   ++num_launched_;
 }
@@ -197,26 +198,40 @@ void GpuExecutor::record_or_run(Recording* recording, Body&& body) {
   recording->graph.launch(stream_.handle());
 }
 
-// Brings the inputs to the device and copies blocks; what follows depends on nothing that a graph cannot hold.
+// Writes the inputs where the step will fetch them and copies blocks; what follows depends on nothing that a graph
+// cannot hold.
 BatchView GpuExecutor::stage(const StepInput& step, std::int32_t padded) {
   GpuStaging& staging = slots_[static_cast<std::size_t>(slot_of(num_launched_))].staging;
   BatchView batch = staging.write(step, padded, inputs_.data());
   batch.token_ids = as<std::int32_t>(token_ids_);
   batch.block_tables = as<std::int32_t>(block_tables_);
   runner_.check_size(batch);
-  gpu::copy_to_device(inputs_.data(), staging.data(), staging.num_bytes(), stream_.handle());
   const auto num_copies = static_cast<std::int32_t>(step.copy_sources.size());
-  const auto* copies = reinterpret_cast<const std::int32_t*>(staged(staging.copies_offset()));
+  if (num_copies == 0) return batch;
+  const std::int64_t at = staging.copies_offset();
+  gpu::copy_to_device(inputs_.data() + at, staging.data() + at, 2 * ints(num_copies), stream_.handle());
+  const auto* copies = reinterpret_cast<const std::int32_t*>(staged(at));
   runner_.copy_blocks(copies, copies + num_copies, num_copies);
   return batch;
 }
 
-void GpuExecutor::enqueue_ops(const BatchView& batch) {
+void GpuExecutor::begin_step(const BatchView& batch) {
   const StagingLayout layout(batch.num_tokens, batch.num_sequences, batch.num_logits_rows);
-  const auto staged_ints = [&](std::int64_t offset) { return reinterpret_cast<const std::int32_t*>(staged(offset)); };
-  gpu::begin_step(context_, {staged_ints(layout.token_ids), as<std::int32_t>(last_tokens_), batch.num_tokens,
-                             as<std::int32_t>(token_ids_), staged_ints(layout.table_changes),
-                             staged_ints(layout.num_table_changes), as<std::int32_t>(block_tables_)});
+  gpu::begin_step(context_, {.staging = {slots_[0].staging.data(), slots_[1].staging.data()},
+                             .num_steps = as<std::uint32_t>(num_steps_),
+                             .inputs = inputs_.data(),
+                             .num_bytes = layout.num_table_changes,
+                             .staged_token_ids = layout.token_ids,
+                             .num_table_changes = layout.num_table_changes,
+                             .table_changes = layout.table_changes,
+                             .num_tokens = batch.num_tokens,
+                             .last_tokens = as<std::int32_t>(last_tokens_),
+                             .token_ids = as<std::int32_t>(token_ids_),
+                             .block_tables = as<std::int32_t>(block_tables_)});
+}
+
+void GpuExecutor::enqueue_ops(const BatchView& batch) {
+  begin_step(batch);
   for (const auto& [window, plan] : runner_.attention_plans())
     gpu::plan_attention(context_, {&batch, &attention_limits_, window, plan});
   if (!op_seconds_.empty()) return profile_ops(batch);
@@ -224,12 +239,16 @@ void GpuExecutor::enqueue_ops(const BatchView& batch) {
     if (!OpRunner::is_idle(op, batch)) runner_.run(op, batch);
 }
 
-void GpuExecutor::enqueue_sampling(const BatchView& batch) {
-  if (batch.num_logits_rows == 0) return;
+void GpuExecutor::enqueue_end(const BatchView& batch) {
   const StagingLayout layout(batch.num_tokens, batch.num_sequences, batch.num_logits_rows);
-  ops::sample(context_, {runner_.logits(batch.num_logits_rows),
-                         reinterpret_cast<const SamplingRow*>(staged(layout.sampling)), sample_workspace_.data(),
-                         as<std::int32_t>(sampled_), batch.sampled_table_rows, as<std::int32_t>(last_tokens_)});
+  if (batch.num_logits_rows > 0)
+    ops::sample(context_, {runner_.logits(batch.num_logits_rows),
+                           reinterpret_cast<const SamplingRow*>(staged(layout.sampling)), sample_workspace_.data(),
+                           as<std::int32_t>(sampled_), batch.sampled_table_rows, as<std::int32_t>(last_tokens_)});
+  const auto results = [&](std::size_t slot) { return reinterpret_cast<std::int32_t*>(slots_[slot].sampled.data()); };
+  gpu::end_step(
+      context_,
+      {as<std::int32_t>(sampled_), batch.num_logits_rows, {results(0), results(1)}, as<std::uint32_t>(num_steps_)});
 }
 
 void GpuExecutor::profile_ops(const BatchView& batch) {

@@ -83,6 +83,7 @@ class GpuExecutor final : public Executor {
   GpuContext make_context();
   OpBuffers buffers();
   StagingLimits staging_limits() const;
+  void begin_step(const BatchView& batch);
   void upload_vectors();
   Bucket* bucket_for(const StepInput& step);
   BatchView stage(const StepInput& step, std::int32_t padded);
@@ -90,7 +91,7 @@ class GpuExecutor final : public Executor {
   template <class Body>
   void record_or_run(Recording* recording, Body&& body);
   void enqueue_ops(const BatchView& batch);
-  void enqueue_sampling(const BatchView& batch);
+  void enqueue_end(const BatchView& batch);  // what follows the logits
   void profile_ops(const BatchView& batch);
   const std::byte* staged(std::int64_t offset) const { return inputs_.data() + offset; }
 
@@ -105,7 +106,7 @@ class GpuExecutor final : public Executor {
   ExecutionContext context_;
   gpu::DeviceBuffer arena_, kv_pool_, vectors_, attention_plans_, attention_workspace_, sample_workspace_;
   // The step's inputs, and what is made of them or outlives a step.
-  gpu::DeviceBuffer inputs_, token_ids_, block_tables_, last_tokens_, sampled_;
+  gpu::DeviceBuffer inputs_, token_ids_, block_tables_, last_tokens_, sampled_, num_steps_;
   OpRunner runner_;
   std::array<Slot, kSlots> slots_;
   GpuExtras extras_;

@@ -114,7 +114,6 @@ void GpuStaging::write_tail(const StepInput& step) {
   const auto num_copies = static_cast<std::int64_t>(step.copy_sources.size());
   std::copy(step.copy_sources.begin(), step.copy_sources.end(), at<std::int32_t>(copies_));
   std::copy(step.copy_destinations.begin(), step.copy_destinations.end(), at<std::int32_t>(copies_) + num_copies);
-  num_bytes_ = copies_ + 2 * num_copies * std::int64_t{sizeof(std::int32_t)};
 }
 
 }  // namespace paged

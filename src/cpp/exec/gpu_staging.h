@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A step's inputs on their way to a GPU: laid out in one page-locked buffer, so that one copy brings them over. Where
-// an array lies depends on the counts alone: a recorded graph for some counts finds it in the same place every time.
+// A step's inputs on their way to a GPU: laid out in one page-locked buffer, from which the step's first kernel fetches
+// them. Where an array lies depends on the counts alone: a recorded graph for some counts finds it in the same place
+// every time.
 #pragma once
 
 #include <cstdint>
@@ -34,7 +35,6 @@ class GpuStaging {
   BatchView write(const StepInput& step, std::int32_t padded, std::byte* device);
 
   const std::byte* data() const { return buffer_.data(); }
-  std::int64_t num_bytes() const { return num_bytes_; }  // of the last write
   static std::int64_t max_bytes(const StagingLimits& limits);
 
   std::int64_t copies_offset() const { return copies_; }  // of the last write: sources, then destinations
@@ -52,7 +52,6 @@ class GpuStaging {
   gpu::PinnedBuffer buffer_;
   StagingLayout layout_{0, 0, 0};
   std::int64_t copies_ = 0;
-  std::int64_t num_bytes_ = 0;
 };
 
 }  // namespace paged

@@ -25,18 +25,31 @@ void softcap(const ExecutionContext& context, const SoftcapParams& params);
 void sample(const ExecutionContext& context, const SampleParams& params);
 void copy_blocks(const ExecutionContext& context, const CopyBlocksParams& params);
 
-// Brings the device's copies of a step's inputs up to date, before all other ops of the step. All pointers are the
-// device's; the staging was written by the host for this step.
+// A step's inputs reach the device, before all other ops of the step. The host wrote them for steps of even and of odd
+// number in turn; offsets are bytes from there.
 struct BeginStepParams {
-  const std::int32_t* staged_token_ids;  // [num_tokens] -1 - row: what the sequence in that row sampled last
-  const std::int32_t* last_tokens;       // [max_sequences] by row
+  const std::byte* staging[2];     // what a kernel can read: page-locked memory, 16-byte aligned
+  const std::uint32_t* num_steps;  // ended so far
+  std::byte* inputs;               // [num_bytes] out: a copy of the staging
+  std::int64_t num_bytes;          // a multiple of 16
+  std::int64_t staged_token_ids;   // int32 [num_tokens] -1 - row: what the sequence in that row sampled last
+  std::int64_t num_table_changes;  // int32
+  std::int64_t table_changes;      // int32 [2 * num_table_changes] flat index into block_tables, then its new value
   std::int32_t num_tokens;
-  std::int32_t* token_ids;            // [num_tokens] out
-  const std::int32_t* table_changes;  // [2 * *num_table_changes] flat index into block_tables, then its new value
-  const std::int32_t* num_table_changes;
+  const std::int32_t* last_tokens;  // [max_sequences] by row
+  std::int32_t* token_ids;          // [num_tokens] out
   std::int32_t* block_tables;
 };
 void begin_step(const ExecutionContext& context, const BeginStepParams& params);
+
+// The step's sampled tokens reach the host; the last op of a step.
+struct EndStepParams {
+  const std::int32_t* sampled;  // [num_sampled]
+  std::int32_t num_sampled;
+  std::int32_t* results[2];  // page-locked, for steps of even and of odd number
+  std::uint32_t* num_steps;  // one more afterwards
+};
+void end_step(const ExecutionContext& context, const EndStepParams& params);
 
 std::int64_t attention_plan_bytes(const GpuContext& gpu, const AttentionLimits& limits);
 std::int64_t attention_workspace_bytes(const GpuContext& gpu, const AttentionLimits& limits);

@@ -31,6 +31,7 @@ void edit_logits(const ExecutionContext&, const EditLogitsParams&) { no_gpu("edi
 void score_logits(const ExecutionContext&, const ScoreLogitsParams&) { no_gpu("score_logits"); }
 void copy_blocks(const ExecutionContext&, const CopyBlocksParams&) { no_gpu("copy_blocks"); }
 void begin_step(const ExecutionContext&, const BeginStepParams&) { no_gpu("begin_step"); }
+void end_step(const ExecutionContext&, const EndStepParams&) { no_gpu("end_step"); }
 
 std::int64_t attention_plan_bytes(const GpuContext&, const AttentionLimits&) { no_gpu("attention_plan_bytes"); }
 std::int64_t attention_workspace_bytes(const GpuContext&, const AttentionLimits&) { no_gpu("attention"); }
