@@ -64,9 +64,11 @@ struct SequenceItems {
     if (sequence >= list.batch.num_sequences) return;
     first_token = list.batch.query_start[sequence];
     num_tokens = list.batch.query_start[sequence + 1] - first_token;
-    position = list.batch.seq_lens[sequence] - num_tokens;
+    const int length = list.batch.seq_lens[sequence];
+    position = length - num_tokens;
     table_row = list.batch.block_table_rows[sequence];
-    if ((list.batch.is_decode[sequence] != 0) == list.is_decode)  // last: the loads need not wait for each other
+    // Last, so that the loads need not wait for each other. An idle sequence has no length.
+    if ((list.batch.is_decode[sequence] != 0) == list.is_decode && length > 0)
       count = (num_tokens + list.tokens_per_item - 1) / list.tokens_per_item;
   }
   __device__ QueryItem item(int index, int tokens_per_item) const {

@@ -120,7 +120,10 @@ class DecodeAttention final : public FastAttention {
                                     .window = params.window,
                                     .num_rows = schedule.num_rows,
                                     .block_shift = std::countr_zero(static_cast<unsigned>(cache.block_size)),
-                                    .single_tokens = params.batch->num_tokens == params.batch->num_sequences};
+                                    .single_tokens = params.batch->num_tokens == params.batch->num_sequences,
+                                    .seq_lens = params.batch->seq_lens,
+                                    .query_start = params.batch->query_start,
+                                    .num_sequences = params.batch->num_sequences};
     with_tuning(cache.head_dim, group_of(params.limits->shape), [&]<class Tuned>(Tuned) {
       constexpr int kDim = Tuned::kDim, kStages = Tuned::kStages;
       const auto start = [&]<class T>(T) {

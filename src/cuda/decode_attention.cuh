@@ -32,6 +32,9 @@ struct DecodeArguments {
   ScoreScale scale;
   int num_kv_heads, group, window, num_rows, block_shift;
   bool single_tokens;  // every sequence has one
+  const std::int32_t* seq_lens;
+  const std::int32_t* query_start;
+  int num_sequences;
 };
 
 __host__ __device__ constexpr int piece_floats(int num_rows, int dim) {

@@ -262,14 +262,33 @@ class DecodeBlock {
   RowPartial<T, kDim> partial_[1];
 };
 
+// Idle sequences are in no plan; what later ops read of their rows is zeros. `length`: of this block's first sequence.
+template <class T, int kDim>
+__device__ __forceinline__ void clear_idle_rows(const DecodeArguments& args, int length) {
+  const int width = args.num_kv_heads * args.group * kDim;
+  for (int sequence = static_cast<int>(blockIdx.x); sequence < args.num_sequences;) {
+    if (length == 0) {
+      T* row = static_cast<T*>(args.out) + args.query_start[sequence] * args.out_stride;
+      for (int i = static_cast<int>(threadIdx.x); i < width; i += kDecodeThreads) row[i] = from_float<T>(0.0f);
+    }
+    sequence += static_cast<int>(gridDim.x);
+    length = sequence < args.num_sequences ? args.seq_lens[sequence] : 1;
+  }
+}
+
 template <class T, int kDim, int kStages, int kBlocksEach>
 __global__ void __launch_bounds__(kDecodeThreads, kBlocksEach) decode_attention_kernel(const DecodeArguments args) {
   GPU_DYN_SHARED(unsigned char, memory);
   release_dependents();
   const DecodeStart start = load_past_l1(args.plan.starts + blockIdx.x);
   const DecodeStart end = load_past_l1(args.plan.starts + blockIdx.x + 1);
-  if (start.pair == end.pair && start.tile == end.tile) return wait_for_predecessors();
-  DecodeBlock<T, kDim, kStages>(args, start, end, memory).run();
+  const int sequence = static_cast<int>(blockIdx.x);
+  const int length = sequence < args.num_sequences ? load_past_l1(args.seq_lens + sequence) : 1;
+  if (start.pair == end.pair && start.tile == end.tile)
+    wait_for_predecessors();
+  else
+    DecodeBlock<T, kDim, kStages>(args, start, end, memory).run();
+  clear_idle_rows<T, kDim>(args, length);
 }
 
 }  // namespace paged::gpu
