@@ -3,33 +3,43 @@
 #pragma once
 
 #include <algorithm>
+#include <limits>
+#include <type_traits>
 
 #include "base/check.h"
 #include "cuda/gemm_sm90.h"
-#include "cuda/gemm_sm90_many.cuh"
 #include "cuda/gemm_sm90_slab.cuh"
+#include "cuda/gemm_sm90_tile.cuh"
 
 namespace paged::gpu {
 namespace {
 
-// Weights as boxes of 16 * units rows by 64 k; tokens as boxes of at most `tokens` rows by 64 k.
-GemmArguments gemm_arguments(const GemmProblem& problem, int units, int tokens) {
+// Boxes of `rows` weight rows (gated: half of them gates, half their ups, in turns of 8) by 64 k.
+TensorMap weights_map(const GemmProblem& problem, int rows) {
   const auto k = static_cast<std::uint64_t>(problem.x.cols), n = static_cast<std::uint64_t>(problem.out.cols);
-  const auto rows = static_cast<std::uint64_t>(problem.x.rows),
-             stride = static_cast<std::uint64_t>(problem.x.row_stride);
-  const auto box_units = static_cast<std::uint32_t>(units);
-  const auto box_tokens = static_cast<std::uint32_t>(std::min<std::int64_t>(tokens, problem.x.rows));
-  GemmArguments args{};
-  args.weights = make_swizzled_tensor_map(
+  const auto box = static_cast<std::uint32_t>(rows);
+  return make_swizzled_tensor_map(
       problem.gated
-          ? TensorBoxes{problem.weights, 4, {k, 8, 2, n / 8}, {0, 2 * k, 2 * n * k, 16 * k}, {64, 8, 2, box_units}}
-          : TensorBoxes{problem.weights, 2, {k, n}, {0, 2 * k}, {64, 16 * box_units}});
-  args.tokens = make_swizzled_tensor_map({problem.x.data, 2, {k, rows}, {0, 2 * stride}, {64, box_tokens}});
+          ? TensorBoxes{problem.weights, 4, {k, 8, 2, n / 8}, {0, 2 * k, 2 * n * k, 16 * k}, {64, 8, 2, box / 16}}
+          : TensorBoxes{problem.weights, 2, {k, n}, {0, 2 * k}, {64, box}});
+}
+// Boxes of `rows` rows of x by 64 k.
+TensorMap tokens_map(const GemmProblem& problem, int rows) {
+  const auto k = static_cast<std::uint64_t>(problem.x.cols), m = static_cast<std::uint64_t>(problem.x.rows);
+  const auto stride = static_cast<std::uint64_t>(problem.x.row_stride);
+  return make_swizzled_tensor_map({problem.x.data, 2, {k, m}, {0, 2 * stride}, {64, static_cast<std::uint32_t>(rows)}});
+}
+
+// What both kinds of kernels need to know.
+template <class Arguments>
+Arguments common_arguments(const GemmProblem& problem, int weight_rows, int token_rows) {
+  Arguments args{};
+  args.weights = weights_map(problem, weight_rows);
+  args.tokens = tokens_map(problem, token_rows);
   args.out = problem.out.data;
   args.out_stride = problem.out.row_stride;
   args.bias = problem.bias;
   args.num_rows = static_cast<int>(problem.x.rows);
-  args.token_bytes = static_cast<int>(box_tokens) * 128;
   args.out_cols = static_cast<int>(problem.out.cols);
   args.num_chunks = static_cast<int>((problem.x.cols + 63) / 64);
   args.float_out = problem.out.dtype == DType::kFloat32;
@@ -37,38 +47,7 @@ GemmArguments gemm_arguments(const GemmProblem& problem, int units, int tokens) 
   return args;
 }
 
-// The cuts, the same for any number of rows.
-void add_cuts(const GpuContext& gpu, bool gated, GemmArguments& args) {
-  args.num_tiles = gated ? (args.out_cols + 31) / 32 : (args.out_cols + 63) / 64;
-  const std::int64_t units = std::int64_t{args.num_tiles} * args.num_chunks;
-  PAGED_INVARIANT(units < 1 << 30, "a matrix of ", units, " units");
-  args.num_cuts = static_cast<int>(std::min<std::int64_t>(gpu.num_multiprocessors, units));
-  args.partials = static_cast<float*>(gpu.scratch);
-  args.counters = gpu.counters;
-}
-
-template <class C>
-void launch_few(const GpuContext& gpu, const GemmProblem& problem) {
-  GemmArguments args = gemm_arguments(problem, C::kRows / 16, C::kTokens);
-  add_cuts(gpu, C::kGated, args);
-  const std::int64_t bytes = std::int64_t{2} * args.num_cuts * C::kRows * C::kTokens * 4;
-  PAGED_INVARIANT(problem.x.rows <= C::kTokens && bytes <= gpu.scratch_bytes && args.num_cuts <= GpuContext::kCounters,
-                  "no room for the parts of a product: ", bytes, " bytes");
-  launch(gemm_sm90_kernel<C>, dim3(static_cast<unsigned>(args.num_cuts)), dim3(C::kThreads), C::kSharedBytes,
-         static_cast<Stream>(gpu.stream), args);
-}
-
-template <class C, bool exact>
-void launch_many(const GpuContext& gpu, const GemmProblem& problem) {
-  GemmArguments args = gemm_arguments(problem, C::kRows / 16, C::kTokens);
-  add_cuts(gpu, C::kGated, args);
-  const int tiles = (args.num_tiles + C::kGroups - 1) / C::kGroups * ((args.num_rows + C::kTokens - 1) / C::kTokens);
-  launch(gemm_sm90_many_kernel<C, exact>,
-         dim3(static_cast<unsigned>(std::min(tiles, C::kBlocks * gpu.num_multiprocessors))),
-         dim3(128 * C::kGroups + 128), C::kSharedBytes, static_cast<Stream>(gpu.stream), args);
-}
-
-constexpr int kMaxSlabRows = 64;
+constexpr int kMaxSlabRows = 32;
 constexpr int kMaxSlabUnits = 16;  // a box of TMA has at most 256 rows
 
 int units_of(const GemmProblem& problem) {
@@ -86,7 +65,7 @@ constexpr int kSlabRingBytes = 110 * 1024;  // two blocks fit on a multiprocesso
 // for its own: where the ring goes round, its slots are a multiple of warps_k. Few warps suffice; many slots are
 // needed.
 template <class C>
-SlabShape slab_shape(int units, const GemmArguments& args) {
+SlabShape slab_shape(int units, const SlabArguments& args) {
   const int num_chunks = args.num_chunks;
   const int slot_bytes = units * 2048 + C::kTokens * 128, slots = std::min(num_chunks, kSlabRingBytes / slot_bytes);
   SlabShape shape{};
@@ -104,37 +83,121 @@ SlabShape slab_shape(int units, const GemmArguments& args) {
 template <class C>
 void launch_slab(const GpuContext& gpu, const GemmProblem& problem) {
   const int units = slab_units(gpu, problem);
-  const GemmArguments args = gemm_arguments(problem, units, C::kTokens);
+  const int token_rows = std::min(C::kTokens, static_cast<int>(problem.x.rows));
+  auto args = common_arguments<SlabArguments>(problem, 16 * units, token_rows);
+  args.token_bytes = token_rows * 128;
   const SlabShape shape = slab_shape<C>(units, args);
   launch(gemm_sm90_slab_kernel<C>, dim3(static_cast<unsigned>((units_of(problem) + units - 1) / units)),
          dim3(C::kThreads), static_cast<std::size_t>(shape.ring_bytes + 2 * shape.slots * 8),
          static_cast<Stream>(gpu.stream), args, shape);
 }
 
-// Any number of rows, with the same bits for each.
-template <class T, bool gated>
-void run_invariant(const GpuContext& gpu, const GemmProblem& problem) {
-  const std::int64_t rows = problem.x.rows;
-  if (rows <= 8) return launch_few<GemmConfig<T, 64, 8, 12, 2, gated>>(gpu, problem);
-  if (rows <= 16) return launch_few<GemmConfig<T, 64, 16, 11, 2, gated>>(gpu, problem);
-  if (rows <= 32) return launch_few<GemmConfig<T, 64, 32, 9, 2, gated>>(gpu, problem);
-  if (rows <= 64) return launch_few<GemmConfig<T, 64, 64, 7, 2, gated>>(gpu, problem);
-  if (rows <= 128) return launch_few<GemmConfig<T, 64, 128, 4, 2, gated>>(gpu, problem);
-  launch_many<GemmConfig<T, 128, 128, 6, 1, gated>, true>(gpu, problem);
+int weight_rows_of(const GemmProblem& problem) {
+  return static_cast<int>(problem.gated ? 2 * problem.out.cols : problem.out.cols);
+}
+
+// How a product is cut into tiles.
+struct TileShape {
+  int weights;                      // rows of a tile
+  int parts, row_tiles, tile_rows;  // as in TileArguments
+};
+
+// The parts, and so the bits, depend on the matrix alone.
+int num_parts_of(const GpuContext& gpu, const GemmProblem& problem) {
+  const int rows = weight_rows_of(problem), chunks = static_cast<int>(problem.x.cols / 64);
+  const bool is_small =
+      (rows <= 16 * gpu.num_multiprocessors && chunks >= 32) || (rows <= 32 * gpu.num_multiprocessors && chunks >= 64);
+  return !problem.gated && is_small ? std::min(2, kMaxCluster) : 1;
+}
+
+template <int... widths>
+struct TileWidths {};
+template <bool gated, bool split>
+using WidthsOf = std::conditional_t<split, TileWidths<16, 32, 64, 128>, TileWidths<32, 48, 64, 96, 112, 128, 224>>;
+
+// The narrowest up to 128 with which every multiprocessor has at most one tile. Of larger matrices that with which the
+// busiest one has the fewest weight rows to go through: among equals the narrowest, as its ring is the deepest, or,
+// where rows of x are read again for every tile, the widest.
+template <int... widths>
+int tile_width(TileWidths<widths...>, const GpuContext& gpu, int weight_rows, int tiles_each) {
+  int best = 0, fewest = std::numeric_limits<int>::max();
+  for (const int width : {widths...}) {
+    const int tiles = (weight_rows + width - 1) / width * tiles_each;
+    if (tiles <= gpu.num_multiprocessors && width <= 128) return width;
+    const int rows = (tiles + gpu.num_multiprocessors - 1) / gpu.num_multiprocessors * width;
+    if (width >= 96 && (rows < fewest || (rows == fewest && tiles_each > 1))) best = width, fewest = rows;
+  }
+  return best;
+}
+
+template <bool gated, bool split>
+TileShape tile_shape(const GpuContext& gpu, const GemmProblem& problem, int tokens) {
+  TileShape shape{};
+  const int rows = static_cast<int>(problem.x.rows);
+  shape.parts = split ? num_parts_of(gpu, problem) : 1;
+  shape.row_tiles = (rows + tokens - 1) / tokens;
+  shape.tile_rows = ((rows + shape.row_tiles - 1) / shape.row_tiles + 7) / 8 * 8;
+  shape.weights = tile_width(WidthsOf<gated, split>{}, gpu, weight_rows_of(problem), shape.row_tiles * shape.parts);
+  return shape;
+}
+
+constexpr int kTileSharedBytes = 226 * 1024;
+constexpr int kMaxTileStages = 60;  // their barriers fit before the ring
+
+template <class C>
+void launch_tile(const GpuContext& gpu, const GemmProblem& problem, const TileShape& shape) {
+  auto args = common_arguments<TileArguments>(problem, C::kWeights, shape.tile_rows);
+  args.tile_rows = shape.tile_rows;
+  args.row_tiles = shape.row_tiles;
+  args.weight_tiles = (args.out_cols + C::kOutCols - 1) / C::kOutCols;
+  args.parts = shape.parts;
+  args.float_pairs = problem.out.cols % 2 == 0 && problem.out.row_stride % 2 == 0 &&
+                     reinterpret_cast<std::uintptr_t>(problem.out.data) % 8 == 0;
+  const int chunk_bytes = (shape.tile_rows + C::kWeights) * 128, stage_bytes = C::kChunks * chunk_bytes;
+  const int spare_bytes = 1024 + std::max(0, C::kTokens * 128 - chunk_bytes);
+  const int tiles = args.row_tiles * args.weight_tiles, all = gpu.num_multiprocessors;
+  const int needed = (args.num_chunks / shape.parts + C::kChunks) / C::kChunks;  // for one tile
+  const int room = std::min((kTileSharedBytes - spare_bytes) / stage_bytes, kMaxTileStages);
+  args.stages = tiles * shape.parts <= all ? std::min(needed, room) : room;
+  int bytes = spare_bytes + args.stages * stage_bytes;
+  const int waves = (tiles + all - 1) / all;
+  int blocks = (tiles + waves - 1) / waves;
+  if constexpr (C::kSplit) {
+    bytes = std::max(bytes, 1024 + C::kTokens * C::kWeights * 4);
+    blocks = tiles * shape.parts;
+  }
+  launch_clusters(shape.parts, gemm_sm90_tile_kernel<C>, dim3(static_cast<unsigned>(blocks)), dim3(C::kThreads),
+                  static_cast<std::size_t>(bytes), static_cast<Stream>(gpu.stream), args);
+}
+
+template <class T, int tokens, bool gated, bool split, int... widths>
+void launch_width(TileWidths<widths...>, const GpuContext& gpu, const GemmProblem& problem) {
+  const TileShape shape = tile_shape<gated, split>(gpu, problem, tokens);
+  static_cast<void>(((shape.weights == widths &&
+                      (launch_tile<TileConfig<T, tokens, widths, gated, split>>(gpu, problem, shape), true)) ||
+                     ...));
+}
+
+template <class T, int tokens, bool gated>
+void run_tiles(const GpuContext& gpu, const GemmProblem& problem) {
+  if constexpr (!gated)
+    if (num_parts_of(gpu, problem) > 1)
+      return launch_width<T, tokens, gated, true>(WidthsOf<gated, true>{}, gpu, problem);
+  launch_width<T, tokens, gated, false>(WidthsOf<gated, false>{}, gpu, problem);
 }
 
 template <class T, bool gated>
 void run_gemm_sm90(const GpuContext& gpu, const GemmProblem& problem) {
   const std::int64_t rows = problem.x.rows;
   const int units = slab_units(gpu, problem);
-  if (gpu.batch_invariant || (units > kMaxSlabUnits && rows <= kMaxSlabRows))
-    return run_invariant<T, gated>(gpu, problem);
-  if (rows > kMaxSlabRows) return launch_many<GemmConfig<T, 128, 128, 6, 1, gated>, false>(gpu, problem);
+  if (gpu.batch_invariant || rows > kMaxSlabRows || units > kMaxSlabUnits) {
+    if (rows <= 64) return run_tiles<T, 64, gated>(gpu, problem);
+    return run_tiles<T, 128, gated>(gpu, problem);
+  }
   if (rows <= 8 && units <= 8) return launch_slab<SlabConfig<T, 8, 1, gated>>(gpu, problem);
   if (rows <= 8) return launch_slab<SlabConfig<T, 8, 2, gated>>(gpu, problem);
   if (rows <= 16) return launch_slab<SlabConfig<T, 16, 4, gated>>(gpu, problem);
-  if (rows <= 32) return launch_slab<SlabConfig<T, 32, 4, gated>>(gpu, problem);
-  launch_slab<SlabConfig<T, 64, 2, gated>>(gpu, problem);
+  launch_slab<SlabConfig<T, 32, 4, gated>>(gpu, problem);
 }
 
 }  // namespace

@@ -7,9 +7,24 @@
 // work as warps_down (rows) x warps_k (every warps_k-th slot); the parts of k are added up in order at the end.
 #pragma once
 
-#include "cuda/gemm_sm90.cuh"
+#include <ptx_sm90.h>
+
+#include "cuda/gemm_sm90_activation.cuh"
+#include "gpu/gpu.h"
 
 namespace paged::gpu {
+
+struct SlabArguments {
+  TensorMap weights, tokens;
+  void* out;
+  std::int64_t out_stride;  // elements
+  const float* bias;        // [out_cols] or null
+  int num_rows, out_cols;   // of out
+  int token_bytes;          // of a box of tokens: only the rows there are, others of a tile are never looked at
+  int num_chunks;           // of 64 k
+  bool float_out;
+  Activation activation;  // gated only
+};
 
 struct SlabShape {
   int units, slots, warps_down, warps_k;
@@ -42,7 +57,7 @@ struct SlabRing {
 };
 
 template <class C>
-__device__ __forceinline__ void load_slab_weights(const GemmArguments& args, const SlabShape& shape,
+__device__ __forceinline__ void load_slab_weights(const SlabArguments& args, const SlabShape& shape,
                                                   const SlabRing<C>& ring, int slot, int chunk) {
   const int first = static_cast<int>(blockIdx.x) * shape.units;
   arrive_and_expect(&ring.full[slot], ring.weight_bytes + args.token_bytes);
@@ -54,7 +69,7 @@ __device__ __forceinline__ void load_slab_weights(const GemmArguments& args, con
 
 // By a whole warp: its lanes start the first ring together; a few go on, as one alone is too slow for small slots.
 template <class C>
-__device__ __forceinline__ void produce_slab(const GemmArguments& args, const SlabShape& shape,
+__device__ __forceinline__ void produce_slab(const SlabArguments& args, const SlabShape& shape,
                                              const SlabRing<C>& ring) {
   const int lane = threadIdx.x % 32, ahead = shape.slots < args.num_chunks ? shape.slots : args.num_chunks;
   const auto load_tokens = [&](int slot, int chunk) {
@@ -117,9 +132,55 @@ __device__ __forceinline__ void multiply_slot(const unsigned char* weights, cons
   }
 }
 
+// Of an 8x8 matrix of 16-bit elements lane 4g + t holds (g, 2t), (g, 2t + 1); afterwards (2t, g), (2t + 1, g).
+__device__ __forceinline__ std::uint32_t transposed_pair(std::uint32_t pair, int g, int t) {
+  const std::uint32_t first = shuffle(pair, 8 * t + g / 2), second = shuffle(pair, 8 * t + 4 + g / 2);
+  return g % 2 == 0 ? (first & 0xffffu) | second << 16 : first >> 16 | (second & 0xffff0000u);
+}
+
+template <class T>
+__device__ __forceinline__ void store_pair(const SlabArguments& args, int row, int col, std::uint32_t pair) {
+  if (row < args.num_rows && col < args.out_cols)
+    *reinterpret_cast<std::uint32_t*>(static_cast<T*>(args.out) + row * args.out_stride + col) = pair;
+}
+
+// d: a fragment of 16 weight rows by 8 rows of x; of out, the columns from `col` and the rows from `row`.
+template <class T, bool gated>
+__device__ __forceinline__ void store_fragment(const SlabArguments& args, int row, int col, const float (&bias)[2],
+                                               const float (&d)[4]) {
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  if constexpr (gated) {
+    const std::uint32_t pair =
+        pack_pair<T>(activate(d[0], args.activation) * d[2], activate(d[1], args.activation) * d[3]);
+    store_pair<T>(args, row + g, col + 2 * t, transposed_pair(pair, g, t));
+  } else if (args.float_out) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int at_row = row + 2 * t + i % 2, at_col = col + g + i / 2 * 8;
+      if (at_row < args.num_rows && at_col < args.out_cols)
+        static_cast<float*>(args.out)[at_row * args.out_stride + at_col] = d[i] + bias[i / 2];
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const std::uint32_t pair = pack_pair<T>(d[2 * i] + bias[i], d[2 * i + 1] + bias[i]);
+      store_pair<T>(args, row + g, col + 8 * i + 2 * t, transposed_pair(pair, g, t));
+    }
+  }
+}
+
+// That of this thread's two weight rows in a fragment.
+__device__ __forceinline__ void load_bias(const SlabArguments& args, int col, float (&bias)[2]) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int at = col + threadIdx.x % 32 / 4 + 8 * i;
+    bias[i] = args.bias != nullptr && at < args.out_cols ? args.bias[at] : 0.0f;
+  }
+}
+
 // Adds up the warps' parts of k, and stores.
 template <class C>
-__device__ __forceinline__ void store_slab(const GemmArguments& args, const SlabShape& shape, const float* parts) {
+__device__ __forceinline__ void store_slab(const SlabArguments& args, const SlabShape& shape, const float* parts) {
   const int lane = threadIdx.x % 32, items = shape.units * C::kColumns;
   for (int item = threadIdx.x / 32; item < items; item += C::kWarps) {
     const int unit = static_cast<int>(blockIdx.x) * shape.units + item / C::kColumns, row = item % C::kColumns * 8;
@@ -138,7 +199,7 @@ __device__ __forceinline__ void store_slab(const GemmArguments& args, const Slab
 }
 
 template <class C>
-__device__ __forceinline__ void consume_slab(const GemmArguments& args, const SlabShape& shape,
+__device__ __forceinline__ void consume_slab(const SlabArguments& args, const SlabShape& shape,
                                              const SlabRing<C>& ring) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int down = warp % shape.warps_down, k_warp = warp / shape.warps_down;
@@ -176,7 +237,7 @@ __device__ __forceinline__ void consume_slab(const GemmArguments& args, const Sl
 
 template <class C>
 __global__ void __launch_bounds__(C::kThreads, 2)
-    gemm_sm90_slab_kernel(const __grid_constant__ GemmArguments args, const SlabShape shape) {
+    gemm_sm90_slab_kernel(const __grid_constant__ SlabArguments args, const SlabShape shape) {
 #if PAGED_SM90A
   release_dependents();
   GPU_DYN_SHARED(unsigned char, base);

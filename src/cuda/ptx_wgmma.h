@@ -79,14 +79,20 @@ __device__ __forceinline__ void hold(float (&d)[n]) {
 #define PAGED_D_24 PAGED_D(0), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11])
 #define PAGED_R_32 PAGED_R_16 ", " PAGED_R1
 #define PAGED_D_32 PAGED_D_16, PAGED_D(1)
+#define PAGED_R_48 PAGED_R_32 ", " PAGED_R2
+#define PAGED_D_48 PAGED_D_32, PAGED_D(2)
 #define PAGED_R_64 PAGED_R_32 ", " PAGED_R2 ", " PAGED_R3
 #define PAGED_D_64 PAGED_D_32, PAGED_D(2), PAGED_D(3)
 #define PAGED_R_96 PAGED_R_64 ", " PAGED_R4 ", " PAGED_R5
 #define PAGED_D_96 PAGED_D_64, PAGED_D(4), PAGED_D(5)
+#define PAGED_R_112 PAGED_R_96 ", " PAGED_R6
+#define PAGED_D_112 PAGED_D_96, PAGED_D(6)
 #define PAGED_R_128 PAGED_R_96 ", " PAGED_R6 ", " PAGED_R7
 #define PAGED_D_128 PAGED_D_96, PAGED_D(6), PAGED_D(7)
 #define PAGED_R_192 PAGED_R_128 ", " PAGED_R8 ", " PAGED_R9 ", " PAGED_R10 ", " PAGED_R11
 #define PAGED_D_192 PAGED_D_128, PAGED_D(8), PAGED_D(9), PAGED_D(10), PAGED_D(11)
+#define PAGED_R_224 PAGED_R_192 ", " PAGED_R12 ", " PAGED_R13
+#define PAGED_D_224 PAGED_D_192, PAGED_D(12), PAGED_D(13)
 #define PAGED_R_256 PAGED_R_192 ", " PAGED_R12 ", " PAGED_R13 ", " PAGED_R14 ", " PAGED_R15
 #define PAGED_D_256 PAGED_D_192, PAGED_D(12), PAGED_D(13), PAGED_D(14), PAGED_D(15)
 
@@ -111,8 +117,8 @@ __device__ __forceinline__ void hold(float (&d)[n]) {
       PAGED_WGMMA_##which("f16", n, __VA_ARGS__);  \
   }
 
-// n = 2 * registers, one of 8, 16, 24, 32, 64, 96, 128, 192, 256. d = A B if !accumulate. B is K-major, or MN-major if
-// transposed_b; A is K-major.
+// n = 2 * registers, one of 8, 16, 24, 32, 48, 64, 96, 112, 128, 192, 224, 256. d = A B if !accumulate. B is K-major,
+// or MN-major if transposed_b; A is K-major.
 template <class T, bool transposed_b, int registers>
 __device__ __forceinline__ void wgmma(float (&d)[registers], std::uint64_t desc_a, std::uint64_t desc_b,
                                       bool accumulate) {
@@ -120,10 +126,13 @@ __device__ __forceinline__ void wgmma(float (&d)[registers], std::uint64_t desc_
   PAGED_WGMMA(SS, 16, 8, 9, 10, 11)
   PAGED_WGMMA(SS, 24, 12, 13, 14, 15)
   PAGED_WGMMA(SS, 32, 16, 17, 18, 19)
+  PAGED_WGMMA(SS, 48, 24, 25, 26, 27)
   PAGED_WGMMA(SS, 64, 32, 33, 34, 35)
   PAGED_WGMMA(SS, 96, 48, 49, 50, 51)
+  PAGED_WGMMA(SS, 112, 56, 57, 58, 59)
   PAGED_WGMMA(SS, 128, 64, 65, 66, 67)
   PAGED_WGMMA(SS, 192, 96, 97, 98, 99)
+  PAGED_WGMMA(SS, 224, 112, 113, 114, 115)
   PAGED_WGMMA(SS, 256, 128, 129, 130, 131)
 }
 // The same with A in registers.
@@ -162,10 +171,15 @@ __device__ __forceinline__ void wgmma(float (&d)[registers], const std::uint32_t
 #undef PAGED_R_16
 #undef PAGED_R_24
 #undef PAGED_R_32
+#undef PAGED_R_48
+#undef PAGED_D_48
 #undef PAGED_R_64
 #undef PAGED_R_96
+#undef PAGED_R_112
+#undef PAGED_D_112
 #undef PAGED_R_128
 #undef PAGED_R_192
+#undef PAGED_R_224
 #undef PAGED_R_256
 #undef PAGED_D_8
 #undef PAGED_D_16
@@ -175,6 +189,7 @@ __device__ __forceinline__ void wgmma(float (&d)[registers], const std::uint32_t
 #undef PAGED_D_96
 #undef PAGED_D_128
 #undef PAGED_D_192
+#undef PAGED_D_224
 #undef PAGED_D_256
 #undef PAGED_WGMMA_SS
 #undef PAGED_WGMMA_RS
