@@ -176,7 +176,7 @@ def test_close_gives_the_memory_back(folder: Path) -> None:
 @pytest.mark.skipif(EMULATED, reason="the emulated device has no memory limit worth filling")
 def test_too_large_a_cache_says_what_to_set(folder: Path) -> None:
     with pytest.raises(RuntimeError, match=r"kv_cache_bytes or gpu_memory_utilization"):
-        gpu_llm(folder, dtype="bfloat16", kv_cache_bytes=1 << 42)
+        gpu_llm(folder, dtype="bfloat16", kv_cache_bytes=1 << 38)
     with gpu_llm(folder, dtype="bfloat16") as llm:
         assert len(generate(llm, prompts_for(0))) == NUM_PROMPTS
 
