@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from paged import _C
-from paged.checks import shown
+from paged.checks import check_priority, checked_token_ids, is_single, one_for_each, shown
 from paged.config import EngineOptions, GenerationConfig, LoadFormat
 from paged.guide import GuideWorkers
 from paged.handle import Handle, OnChunk
@@ -23,6 +23,7 @@ from paged.native_params import native_params
 from paged.notifier import Notifiers
 from paged.outputs import Completion
 from paged.sampling import SamplingParams, of_each_answer
+from paged.waiting import wait_all
 
 if TYPE_CHECKING:
     from paged.grammar import GrammarCompiler
@@ -38,7 +39,6 @@ Prompt = str | TokenIds
 Messages = Sequence[Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]]
 
-_MAX_INT32 = 2**31 - 1
 # Characters of a text for each byte of its tokens, at most: what normalising and merging may leave out.
 _MAX_TEXT_STRETCH = 8
 
@@ -157,7 +157,7 @@ class LLM:
         """
         handles, is_single = self._submit_all(prompts, sampling_params, priority)
         try:
-            _wait_all(handles, use_tqdm)
+            wait_all(handles, use_tqdm)
         finally:
             for handle in handles:
                 handle.cancel()
@@ -190,7 +190,7 @@ class LLM:
         make_handle: Callable[..., Handle], follows: int = 0,
     ) -> Handle:  # fmt: skip
         """follows: the id of a request, or 0. This one starts once that has a token: what they share is then cached."""
-        _check_priority(priority)
+        check_priority(priority)
         if on_chunk is not None and not callable(on_chunk):
             raise TypeError(f"on_chunk takes a callable, got {shown(on_chunk)}")
         token_ids = self._token_ids(prompt)
@@ -206,7 +206,7 @@ class LLM:
         return handles[0] if len(handles) == 1 else HandleGroup(handles)
 
     def _token_ids(self, prompt: Prompt) -> TokenIds:
-        return self._encode(prompt) if isinstance(prompt, str) else _check_token_ids(prompt)
+        return self._encode(prompt) if isinstance(prompt, str) else checked_token_ids(prompt)
 
     def _encode(self, text: str) -> TokenIds:
         """Refuses what can never fit before it is cut into tokens, which takes seconds for some megabytes."""
@@ -274,7 +274,7 @@ class LLM:
         if stream:
             return handle
         try:
-            _wait_all([handle], use_tqdm=False)
+            wait_all([handle], use_tqdm=False)
         finally:
             handle.cancel()
         return handle._completion()
@@ -401,14 +401,14 @@ class LLM:
 
     def _submit_all(self, prompts: Any, sampling_params: Any, priority: Any) -> tuple[list[Handle], bool]:
         """The arguments of `generate`; whether it is one prompt. If one is refused, those before it are cancelled."""
-        if _is_single(prompts):
+        if is_single(prompts):
             if not isinstance(sampling_params, SamplingParams | None) or not isinstance(priority, int):
                 raise TypeError("one prompt takes one SamplingParams and one priority")
             return [self.submit(prompts, sampling_params, priority=priority)], True
         several = list(prompts)
         count = len(several)
-        params = _one_for_each("sampling_params", sampling_params, count)
-        priorities = _one_for_each("priority", priority, count)
+        params = one_for_each("sampling_params", sampling_params, count)
+        priorities = one_for_each("priority", priority, count)
         handles: list[Handle] = []
         for index in range(count):
             try:
@@ -419,52 +419,3 @@ class LLM:
                 kind = TypeError if isinstance(error, TypeError) else ValueError  # theirs may take other arguments
                 raise kind(f"prompt {index} of {count}: {error}") from error
         return handles, False
-
-
-def _wait_all(handles: Sequence[Handle], use_tqdm: bool) -> None:
-    if not use_tqdm or len(handles) < 2:
-        for handle in handles:
-            handle._wait_finished()
-        return
-    from paged.progress import ProgressBar
-
-    with ProgressBar(total=len(handles), desc="generating", unit="prompt") as bar:
-        waiting = list(handles)
-        while waiting:
-            waiting[0]._wait_finished(0.1)
-            still = [handle for handle in waiting if not handle.done()]
-            bar.update(len(waiting) - len(still))
-            waiting = still
-
-
-def _is_single(prompts: object) -> bool:
-    if isinstance(prompts, str):
-        return True
-    if not isinstance(prompts, Sequence):
-        raise TypeError(f"prompts must be a string, token ids, or a list of either, got {shown(prompts)}")
-    return isinstance(prompts, bytes | bytearray) or (len(prompts) > 0 and isinstance(prompts[0], int))
-
-
-def _check_token_ids(prompt: object) -> TokenIds:
-    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray):
-        raise TypeError(f"a prompt is a string or a list of token ids, got {shown(prompt)}")
-    token_ids = list(prompt)
-    for index, token in enumerate(token_ids):
-        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token <= _MAX_INT32:
-            raise ValueError(f"a prompt is a string or a list of token ids, got {shown(token)} at position {index}")
-    return token_ids
-
-
-def _check_priority(priority: object) -> None:
-    if isinstance(priority, bool) or not isinstance(priority, int):
-        raise TypeError(f"priority must be an integer, got {shown(priority)}")
-    if not -(2**31) <= priority <= _MAX_INT32:
-        raise ValueError(f"priority must be in [{-(2**31)}, {_MAX_INT32}], got {shown(priority)}")
-
-
-def _one_for_each(name: str, given: Any, count: int) -> list[Any]:
-    if isinstance(given, Sequence):
-        if len(given) != count:
-            raise ValueError(f"{count} prompts, but {len(given)} {name}")
-        return list(given)
-    return [given] * count

@@ -12,6 +12,7 @@ from paged.checks import shown
 from paged.handle import Handle
 from paged.outputs import RequestError
 from paged.sampling import SamplingParams
+from paged.waiting import wait_all
 
 if TYPE_CHECKING:
     from paged.llm import LLM, Prompt, TokenIds
@@ -42,8 +43,6 @@ class Score:
 
 def score(llm: LLM, pairs: Sequence[tuple[Prompt, Prompt]], *, use_tqdm: bool, priority: int) -> list[Score]:
     """See `LLM.score`."""
-    from paged.llm import _wait_all
-
     if isinstance(pairs, str | bytes) or not isinstance(pairs, Sequence):
         raise TypeError(f"pairs takes a list of (prompt, continuation), got {shown(pairs)}")
     texts = [_encode_pair(llm, index, pair) for index, pair in enumerate(pairs)]
@@ -60,7 +59,7 @@ def score(llm: LLM, pairs: Sequence[tuple[Prompt, Prompt]], *, use_tqdm: bool, p
                 )
             except ValueError as error:
                 raise ValueError(f"pair {index} of {len(pairs)}: {error}") from error
-        _wait_all(list(handles.values()), use_tqdm)
+        wait_all(list(handles.values()), use_tqdm)
     finally:
         for handle in handles.values():
             handle.cancel()
