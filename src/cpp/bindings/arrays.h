@@ -20,6 +20,8 @@ inline pybind11::array_t<std::int32_t> borrow(const std::int32_t* data, pybind11
   return pybind11::array_t<std::int32_t>({size}, {sizeof(std::int32_t)}, data, pybind11::none());
 }
 
+inline constexpr pybind11::ssize_t kMostElements = 1 << 30;
+
 // Keeps the arrays of a hand-made batch alive and views them.
 struct ArrayBatch {
   Int32Array token_ids, positions, slot_mapping, query_start, seq_lens, block_tables, logits_rows;
@@ -32,6 +34,9 @@ struct ArrayBatch {
     v.num_tokens = size(token_ids);
     v.num_sequences = size(seq_lens);
     v.num_logits_rows = size(logits_rows);
+    PAGED_CHECK(token_ids.size() <= kMostElements && block_tables.size() <= kMostElements &&
+                    logits_rows.size() <= kMostElements,
+                "a batch of more than ", kMostElements, " elements");
     PAGED_CHECK(positions.size() == v.num_tokens && slot_mapping.size() == v.num_tokens &&
                     query_start.size() == v.num_sequences + 1 && block_tables.ndim() == 2 &&
                     block_tables.shape(0) == v.num_sequences,
@@ -55,14 +60,15 @@ struct ArrayBatch {
   void derive(BatchView& v) {
     block_table_rows = Int32Array(v.num_sequences);
     is_decode = Int32Array(v.num_sequences);
+    const std::int32_t* starts = query_start.data();
     for (std::int32_t i = 0; i < v.num_sequences; ++i) {
       block_table_rows.mutable_at(i) = i;
-      is_decode.mutable_at(i) = query_start.at(i + 1) - query_start.at(i) == 1 ? 1 : 0;
+      is_decode.mutable_at(i) = starts[i + 1] - starts[i] == 1 ? 1 : 0;
       v.num_decodes += is_decode.at(i);
     }
     sampled_table_rows = Int32Array(v.num_logits_rows);
     for (std::int32_t row = 0, i = 0; row < v.num_logits_rows; ++row) {
-      while (i + 1 < v.num_sequences && query_start.at(i + 1) <= logits_rows.at(row)) ++i;
+      while (i + 1 < v.num_sequences && starts[i + 1] <= logits_rows.data()[row]) ++i;
       sampled_table_rows.mutable_at(row) = i;
     }
   }

@@ -143,7 +143,7 @@ void bind_request(py::module_& module) {
           [](Request& self, std::optional<double> timeout) { return wait_interruptibly(self, timeout, true); },
           py::arg("timeout") = py::none())
       .def("ready", &Request::ready, py::kw_only(), py::arg("until_finished"))
-      .def("notify", &Request::notify, py::arg("queue"), py::kw_only(), py::arg("until_finished"),
+      .def("notify", &Request::notify, py::arg("queue").none(false), py::kw_only(), py::arg("until_finished"),
            "Pushes the id to the queue, once, as soon as it is ready.")
       .def(
           "take", [](Request& self) { return as_tuple(self, self.take()); },
@@ -176,8 +176,13 @@ std::shared_ptr<Request> submit(Engine& engine, std::vector<TokenId> prompt, Sam
 std::unique_ptr<Executor> take_executor(const py::object& executor, std::shared_ptr<ThreadPool> threads) {
   if (py::isinstance<ProgramExecutor>(executor)) return executor.cast<std::unique_ptr<ProgramExecutor>>();
   if (py::isinstance<GpuExecutor>(executor)) return executor.cast<std::unique_ptr<GpuExecutor>>();
+  const py::object size = py::getattr(executor, "vocab_size", py::none());
+  if (!py::isinstance<py::int_>(size) || !py::hasattr(executor, "run") || !py::hasattr(executor, "copy_blocks"))
+    throw py::type_error("an executor is a ProgramExecutor, a GpuExecutor, or has vocab_size, run and copy_blocks");
+  const auto vocab_size = py::cast<std::int64_t>(size);
+  PAGED_CHECK(vocab_size > 0 && vocab_size < std::int64_t{1} << 31, "an executor's vocab_size is ", vocab_size);
   return std::make_unique<PythonExecutor>(executor.attr("run"), executor.attr("copy_blocks"),
-                                          executor.attr("vocab_size").cast<std::int32_t>(), std::move(threads));
+                                          static_cast<std::int32_t>(vocab_size), std::move(threads));
 }
 
 void close_without_gil(Engine* engine) {
@@ -217,7 +222,8 @@ void bind_engine(py::module_& module) {
              return std::unique_ptr<Engine, EngineHolder>(
                  new Engine(config, take_executor(executor, std::move(threads)), std::move(token_table)));
            }),
-           py::kw_only(), py::arg("config"), py::arg("executor"), py::arg("threads"), py::arg("token_table"))
+           py::kw_only(), py::arg("config"), py::arg("executor"), py::arg("threads").none(false),
+           py::arg("token_table"))
       .def("submit", &submit, py::arg("prompt"), py::arg("sampling"), py::arg("priority") = 0,
            py::arg("cache_salt") = "", py::kw_only(), py::arg("guide") = py::none(), py::arg("follows") = 0,
            "guide: its kind and its key. follows: the id of a request of the same prompt, whose first token it awaits.")

@@ -61,8 +61,9 @@ void bind_gpu(py::module_& module) {
                                                        batch_invariant,
                                                        std::move(blas_folders)});
            }),
-           py::kw_only(), py::arg("program"), py::arg("max_seq_len"), py::arg("num_blocks"), py::arg("block_size"),
-           py::arg("max_num_sequences"), py::arg("device"), py::arg("batch_invariant"), py::arg("blas_folders"))
+           py::kw_only(), py::arg("program").none(false), py::arg("max_seq_len"), py::arg("num_blocks"),
+           py::arg("block_size"), py::arg("max_num_sequences"), py::arg("device"), py::arg("batch_invariant"),
+           py::arg("blas_folders"))
       .def_property_readonly("blas_problem", &GpuExecutor::blas_problem, "Why there is no GEMM library, or ''.");
   bind_steps(executor);
 }

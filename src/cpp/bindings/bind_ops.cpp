@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // paged._C.ops: every op on tensors, for tests and benchmarks. Tensors come in through DLPack, outputs are written in
-// place, the GIL is released around the op. Indices (tokens, slots, positions, blocks) are not checked here: in the
-// engine they are its own.
+// place, the GIL is released around the op. Shapes are checked by the ops; lengths and indices, which in the engine are
+// its own, here.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -9,13 +9,15 @@
 #include <numeric>
 #include <vector>
 
-#include "bindings/dlpack_tensor.h"
+#include "base/checked_product.h"
 #include "bindings/module.h"
+#include "bindings/operands.h"
 #include "cpu/kernel_table.h"
 #include "cpu/packed_matrix.h"
 #include "cpu/thread_pool.h"
 #include "exec/program.h"
 #include "ops/ops.h"
+#include "ops/shape_checks.h"
 
 namespace py = pybind11;
 
@@ -24,14 +26,7 @@ namespace {
 
 ExecutionContext on(ThreadPool& threads) { return {Device::kCpu, &threads, nullptr}; }
 
-MatrixView in(py::handle tensor, const char* name) { return DlpackTensor(tensor, name).matrix(); }
-MatrixView out(py::handle tensor, const char* name = "out") {
-  return DlpackTensor(tensor, name, Access::kWrite).matrix();
-}
-const float* floats(py::handle tensor, const char* name) {
-  return tensor.is_none() ? nullptr : DlpackTensor(tensor, name).floats();
-}
-const std::int32_t* ints(py::handle tensor, const char* name) { return DlpackTensor(tensor, name).int32s(); }
+constexpr Range kAnyIndex{0, std::int64_t{1} << 31};  // checked by whom it is given to
 
 // One layer's cache in a tensor of the caller's, [num_blocks, 2, num_kv_heads, block_size * head_dim].
 struct KvCache {
@@ -39,19 +34,29 @@ struct KvCache {
           std::int32_t head_dim)
       : tensor(storage, "cache", Access::kWrite),
         view{tensor.bytes(), num_blocks, block_size, num_kv_heads, head_dim, tensor.dtype()} {
-    PAGED_CHECK(tensor.num_bytes() == num_blocks * view.block_bytes(), "cache: ", num_blocks, " blocks take ",
-                num_blocks * view.block_bytes(), " bytes, got ", tensor.num_bytes());
+    ops::check_cache("cache", view);
+    const std::int64_t bytes =
+        checked_product("cache", {2, num_blocks, num_kv_heads, block_size, head_dim, 4}) / 4 * size_of(view.dtype);
+    PAGED_CHECK(tensor.num_bytes() == bytes, "cache: ", num_blocks, " blocks take ", bytes, " bytes, got ",
+                tensor.num_bytes());
   }
+  Range blocks() const { return {0, view.num_blocks}; }
+  Range slots() const { return {-1, std::int64_t{view.num_blocks} * view.block_size}; }
+
   DlpackTensor tensor;
   KvCacheView view;
 };
 
 WeightMatrixPtr pack(ThreadPool& threads, py::handle source, const std::string& type, std::int64_t rows,
                      std::int64_t cols, py::handle row_order) {
-  const DlpackTensor tensor(source, "source");
-  const WeightSource weights{
-      tensor.bytes(), tensor.num_bytes(),      rows,
-      cols,           parse_weight_type(type), row_order.is_none() ? nullptr : ints(row_order, "row_order")};
+  Operands given;
+  const DlpackTensor& tensor = given.read(source, "source");
+  const WeightSource weights{tensor.bytes(),
+                             tensor.num_bytes(),
+                             rows,
+                             cols,
+                             parse_weight_type(type),
+                             row_order.is_none() ? nullptr : given.indices(row_order, "row_order", rows, kAnyIndex)};
   const py::gil_scoped_release unlocked;
   return pack_matrix(weights, threads);
 }
@@ -59,9 +64,10 @@ WeightMatrixPtr pack(ThreadPool& threads, py::handle source, const std::string& 
 void unpack(ThreadPool& threads, const WeightMatrix& matrix, py::handle target) {
   const auto* packed = dynamic_cast<const cpu::PackedMatrix*>(&matrix);
   PAGED_CHECK(packed != nullptr, "unpack: the matrix is not packed for the CPU");
-  const MatrixView to = out(target);
-  PAGED_CHECK(to.rows == matrix.rows && to.cols == matrix.cols && to.dtype == DType::kFloat32,
-              "unpack: out must be float32 [", matrix.rows, ", ", matrix.cols, "]");
+  Operands given;
+  const MatrixView to = given.out(target);
+  ops::check_matrix("unpack", "out", to, {matrix.rows, matrix.cols});
+  ops::check_dtype("unpack", "out", to.dtype, DType::kFloat32);
   const py::gil_scoped_release unlocked;
   threads.parallel_for(matrix.rows, [&](std::int64_t row, int) {
     cpu::unpack_row(*packed, row, static_cast<float*>(to.data) + row * to.row_stride);
@@ -93,8 +99,11 @@ void bind_linear(py::module_& m) {
       "linear",
       [](ThreadPool& threads, py::handle x, const std::vector<const WeightMatrix*>& parts, py::handle to,
          py::handle bias) {
-        const LinearParams params{in(x, "x"), parts.data(), static_cast<std::int32_t>(parts.size()),
-                                  floats(bias, "bias"), out(to)};
+        Operands given;
+        const MatrixView result = given.out(to);
+        for (const WeightMatrix* part : parts) PAGED_CHECK(part != nullptr, "linear: parts has a None");
+        const LinearParams params{given.in(x, "x"), parts.data(), static_cast<std::int32_t>(parts.size()),
+                                  given.floats(bias, "bias", result.cols), result};
         const py::gil_scoped_release unlocked;
         ops::linear(on(threads), params);
       },
@@ -103,7 +112,10 @@ void bind_linear(py::module_& m) {
   m.def(
       "embedding",
       [](ThreadPool& threads, py::handle token_ids, const WeightMatrix& table, py::handle to, float scale) {
-        const EmbeddingParams params{ints(token_ids, "token_ids"), &table, out(to), scale};
+        Operands given;
+        const MatrixView result = given.out(to);
+        const EmbeddingParams params{given.indices(token_ids, "token_ids", result.rows, {0, table.rows}), &table,
+                                     result, scale};
         const py::gil_scoped_release unlocked;
         ops::embedding(on(threads), params);
       },
@@ -115,8 +127,9 @@ void bind_norms(py::module_& m) {
   m.def(
       "rms_norm",
       [](ThreadPool& threads, py::handle x, py::handle weight, float eps, py::handle to) {
-        const DlpackTensor weights(weight, "weight");
-        const RmsNormParams params{in(x, "x"), weights.floats(), weights.num_elements(), eps, out(to)};
+        Operands given;
+        const DlpackTensor& weights = given.read(weight, "weight");
+        const RmsNormParams params{given.in(x, "x"), weights.floats(), weights.num_elements(), eps, given.out(to)};
         const py::gil_scoped_release unlocked;
         ops::rms_norm(on(threads), params);
       },
@@ -126,9 +139,15 @@ void bind_norms(py::module_& m) {
       "add_rms_norm",
       [](ThreadPool& threads, py::handle residual, py::handle delta, py::handle weight, float eps,
          py::handle residual_out, py::handle to) {
-        const AddRmsNormParams params{in(residual, "residual"),          in(delta, "delta"),
-                                      floats(weight, "weight"),          eps,
-                                      out(residual_out, "residual_out"), out(to)};
+        Operands given;
+        const MatrixView result = given.out(to);
+        PAGED_CHECK(!weight.is_none(), "add_rms_norm: no weight");
+        const AddRmsNormParams params{given.in(residual, "residual"),
+                                      given.in(delta, "delta"),
+                                      given.floats(weight, "weight", result.cols),
+                                      eps,
+                                      given.out(residual_out, "residual_out"),
+                                      result};
         const py::gil_scoped_release unlocked;
         ops::add_rms_norm(on(threads), params);
       },
@@ -140,7 +159,8 @@ void bind_elementwise(py::module_& m) {
   m.def(
       "add",
       [](ThreadPool& threads, py::handle a, py::handle b, py::handle to) {
-        const AddParams params{in(a, "a"), in(b, "b"), out(to)};
+        Operands given;
+        const AddParams params{given.in(a, "a"), given.in(b, "b"), given.out(to)};
         const py::gil_scoped_release unlocked;
         ops::add(on(threads), params);
       },
@@ -148,7 +168,9 @@ void bind_elementwise(py::module_& m) {
   m.def(
       "gated_activation",
       [](ThreadPool& threads, py::handle gate, py::handle up, const std::string& activation, py::handle to) {
-        const GatedActivationParams params{in(gate, "gate"), in(up, "up"), parse_activation(activation), out(to)};
+        Operands given;
+        const GatedActivationParams params{given.in(gate, "gate"), given.in(up, "up"), parse_activation(activation),
+                                           given.out(to)};
         const py::gil_scoped_release unlocked;
         ops::gated_activation(on(threads), params);
       },
@@ -157,7 +179,8 @@ void bind_elementwise(py::module_& m) {
   m.def(
       "softcap",
       [](ThreadPool& threads, py::handle x, float cap, py::handle to) {
-        const SoftcapParams params{in(x, "x"), cap, out(to)};
+        Operands given;
+        const SoftcapParams params{given.in(x, "x"), cap, given.out(to)};
         const py::gil_scoped_release unlocked;
         ops::softcap(on(threads), params);
       },
@@ -165,19 +188,32 @@ void bind_elementwise(py::module_& m) {
   m.def(
       "gather_rows",
       [](ThreadPool& threads, py::handle x, py::handle rows, py::handle to) {
-        const GatherRowsParams params{in(x, "x"), ints(rows, "rows"), out(to)};
+        Operands given;
+        const MatrixView from = given.in(x, "x"), result = given.out(to);
+        const GatherRowsParams params{from, given.indices(rows, "rows", result.rows, {0, from.rows}), result};
         const py::gil_scoped_release unlocked;
         ops::gather_rows(on(threads), params);
       },
       "out[i] = x[rows[i]].", py::arg("threads"), py::arg("x"), py::arg("rows"), py::arg("out"));
 }
 
-RopeParams rope_params(py::handle x, py::handle positions, py::handle table, std::int32_t head_dim, bool interleaved,
-                       MatrixView to) {
-  const MatrixView rows = in(table, "table");
-  const float* values = floats(table, "table");
-  return {in(x, "x"), ints(positions, "positions"),         values,      static_cast<std::int32_t>(rows.rows),
-          head_dim,   static_cast<std::int32_t>(rows.cols), interleaved, to};
+struct RopeShape {
+  std::int32_t head_dim;
+  bool interleaved;
+};
+
+// `positions` count the rows of x and lie in those of the table.
+RopeParams rope_params(Operands& given, MatrixView x, py::handle positions, py::handle table, RopeShape shape) {
+  const MatrixView rows = given.in(table, "table");
+  PAGED_CHECK(!table.is_none() && rows.cols <= 512, "table has rows of ", rows.cols, " elements, at most 512 fit");
+  return {x,
+          given.indices(positions, "positions", x.rows, {0, rows.rows}),
+          given.floats(table, "table", rows.rows * rows.cols),
+          static_cast<std::int32_t>(rows.rows),
+          shape.head_dim,
+          static_cast<std::int32_t>(rows.cols),
+          shape.interleaved,
+          {}};
 }
 
 void bind_cache(py::module_& m) {
@@ -185,7 +221,9 @@ void bind_cache(py::module_& m) {
       "rope",
       [](ThreadPool& threads, py::handle x, py::handle positions, py::handle table, std::int32_t head_dim,
          py::handle to, bool interleaved) {
-        const RopeParams params = rope_params(x, positions, table, head_dim, interleaved, out(to));
+        Operands given;
+        RopeParams params = rope_params(given, given.in(x, "x"), positions, table, {head_dim, interleaved});
+        params.out = given.out(to);
         const py::gil_scoped_release unlocked;
         ops::rope(on(threads), params);
       },
@@ -195,7 +233,10 @@ void bind_cache(py::module_& m) {
   m.def(
       "store_kv",
       [](ThreadPool& threads, py::handle k, py::handle v, py::handle slot_mapping, const KvCache& cache) {
-        const StoreKvParams params{in(k, "k"), in(v, "v"), ints(slot_mapping, "slot_mapping"), cache.view};
+        Operands given;
+        const MatrixView keys = given.in(k, "k");
+        const StoreKvParams params{keys, given.in(v, "v"),
+                                   given.indices(slot_mapping, "slot_mapping", keys.rows, cache.slots()), cache.view};
         const py::gil_scoped_release unlocked;
         ops::store_kv(on(threads), params);
       },
@@ -205,15 +246,18 @@ void bind_cache(py::module_& m) {
       "rope_store_kv",
       [](ThreadPool& threads, py::handle q, py::handle k, py::handle v, py::handle positions, py::handle table,
          py::handle slot_mapping, const KvCache& cache, py::handle q_out, bool interleaved) {
-        const std::int32_t head_dim = cache.view.head_dim;
-        const RopeStoreKvParams params{rope_params(q, positions, table, head_dim, interleaved, out(q_out, "q_out")),
-                                       rope_params(k, positions, table, head_dim, interleaved, {}),
-                                       in(v, "v"),
-                                       ints(slot_mapping, "slot_mapping"),
-                                       cache.view,
-                                       nullptr,
-                                       nullptr,
-                                       0.0f};
+        Operands given;
+        const MatrixView keys = given.in(k, "k");
+        const RopeShape shape{cache.view.head_dim, interleaved};
+        RopeStoreKvParams params{rope_params(given, given.in(q, "q"), positions, table, shape),
+                                 rope_params(given, keys, positions, table, shape),
+                                 given.in(v, "v"),
+                                 given.indices(slot_mapping, "slot_mapping", keys.rows, cache.slots()),
+                                 cache.view,
+                                 nullptr,
+                                 nullptr,
+                                 0.0f};
+        params.q.out = given.out(q_out, "q_out");
         const py::gil_scoped_release unlocked;
         ops::rope_store_kv(on(threads), params);
       },
@@ -223,9 +267,11 @@ void bind_cache(py::module_& m) {
   m.def(
       "copy_blocks",
       [](ThreadPool& threads, const KvCache& cache, py::handle source, py::handle destination) {
-        const DlpackTensor from(source, "source");
-        const CopyBlocksParams params{cache.view, from.int32s(), ints(destination, "destination"),
-                                      static_cast<std::int32_t>(from.num_elements())};
+        Operands given;
+        const std::int64_t count = given.read(source, "source").num_elements();
+        const CopyBlocksParams params{cache.view, given.indices(source, "source", count, cache.blocks()),
+                                      given.indices(destination, "destination", count, cache.blocks()),
+                                      static_cast<std::int32_t>(count)};
         const py::gil_scoped_release unlocked;
         ops::copy_blocks(on(threads), params);
       },
@@ -239,19 +285,34 @@ struct AttentionOptions {
   float softcap;
 };
 
-void run_attention(ThreadPool& threads, const AttentionParams& settings, const DlpackTensor& tables) {
-  AttentionParams params = settings;
-  BatchView batch = *settings.batch;
-  std::vector<std::int32_t> rows(static_cast<std::size_t>(batch.num_sequences));
-  std::iota(rows.begin(), rows.end(), 0);
-  batch.block_table_rows = rows.data();
+// Of sequences whose block tables are the rows of `tables`; `rows` is where their numbers may lie.
+BatchView attention_batch(Operands& given, py::handle query_start, py::handle seq_lens, py::handle block_tables,
+                          const KvCacheView& cache, std::vector<std::int32_t>& rows) {
+  BatchView batch;
+  const DlpackTensor& lens = given.read(seq_lens, "seq_lens");
+  const DlpackTensor& tables = given.read(block_tables, "block_tables");
+  batch.num_sequences = static_cast<std::int32_t>(lens.num_elements());
+  batch.query_start = given.ints(query_start, "query_start", lens.num_elements() + 1);
+  batch.seq_lens = lens.int32s();
+  PAGED_CHECK(tables.ndim() == 2 && tables.shape(0) == batch.num_sequences, "block_tables must have a row for each of ",
+              batch.num_sequences, " sequences");
   batch.block_tables = tables.int32s();
   batch.block_table_stride = static_cast<std::int32_t>(tables.shape(1));
-  params.batch = &batch;
+  rows.resize(static_cast<std::size_t>(batch.num_sequences));
+  std::iota(rows.begin(), rows.end(), 0);
+  batch.block_table_rows = rows.data();
+  batch.num_tokens = batch.query_start[batch.num_sequences];
+  check_sequences(batch, {cache.num_blocks, cache.block_size});
+  return batch;
+}
+
+void run_attention(ThreadPool& threads, AttentionParams params) {
   std::int32_t longest = 1;
-  for (std::int32_t i = 0; i < batch.num_sequences; ++i) longest = std::max(longest, batch.seq_lens[i]);
-  const std::int64_t bytes =
-      ops::attention_workspace_bytes(batch.num_tokens, params.num_heads, params.cache.head_dim, longest);
+  for (std::int32_t i = 0; i < params.batch->num_sequences; ++i) longest = std::max(longest, params.batch->seq_lens[i]);
+  // What does not fit together is refused by the op, and needs no workspace.
+  const bool fits = std::int64_t{params.num_heads} * params.cache.head_dim == params.q.cols;
+  const std::int64_t bytes = ops::attention_workspace_bytes(params.batch->num_tokens, fits ? params.num_heads : 0,
+                                                            params.cache.head_dim, longest);
   const auto workspace = std::make_unique_for_overwrite<std::byte[]>(static_cast<std::size_t>(bytes));
   params.workspace = workspace.get();
   const py::gil_scoped_release unlocked;
@@ -266,16 +327,12 @@ void bind_attention(py::module_& m) {
       [](ThreadPool& threads, py::handle q, const KvCache& cache, py::handle query_start, py::handle seq_lens,
          py::handle block_tables, py::handle to, std::int32_t num_heads, const AttentionOptions& options,
          py::handle sinks) {
-        const DlpackTensor lens(seq_lens, "seq_lens");
-        BatchView batch;
-        batch.num_sequences = static_cast<std::int32_t>(lens.num_elements());
-        batch.query_start = ints(query_start, "query_start");
-        batch.num_tokens = batch.query_start[batch.num_sequences];
-        batch.seq_lens = lens.int32s();
+        Operands given;
+        std::vector<std::int32_t> rows;
+        const BatchView batch = attention_batch(given, query_start, seq_lens, block_tables, cache.view, rows);
         run_attention(threads,
-                      {in(q, "q"), cache.view, &batch, num_heads, options.window, options.scale, options.softcap,
-                       floats(sinks, "sinks"), nullptr, out(to), nullptr, nullptr},
-                      DlpackTensor(block_tables, "block_tables"));
+                      {given.in(q, "q"), cache.view, &batch, num_heads, options.window, options.scale, options.softcap,
+                       given.floats(sinks, "sinks", num_heads), nullptr, given.out(to), nullptr, nullptr});
       },
       "Causal attention of q [T, heads * head_dim] over the cache; block_tables [sequences, blocks].",
       py::arg("threads"), py::arg("q"), py::arg("cache"), py::arg("query_start"), py::arg("seq_lens"),
@@ -285,6 +342,9 @@ void bind_attention(py::module_& m) {
 void bind_sample(py::module_& m) {
   py::class_<SamplingRow>(m, "SamplingRow", "How one row samples; temperature 0 is greedy, top_k 0 keeps all.")
       .def(py::init([](float temperature, float top_p, std::int32_t top_k, std::uint64_t seed, std::int64_t position) {
+             PAGED_CHECK(temperature >= 0.0f && top_p >= 0.0f && top_p <= 1.0f && top_k >= 0,
+                         "temperature and top_k must not be negative and top_p in [0, 1], got ", temperature, ", ",
+                         top_k, ", ", top_p);
              return SamplingRow{temperature, top_p, top_k, seed, position};
            }),
            py::arg("temperature") = 0.0f, py::arg("top_p") = 1.0f, py::arg("top_k") = 0, py::arg("seed") = 0,
@@ -292,14 +352,14 @@ void bind_sample(py::module_& m) {
   m.def(
       "sample",
       [](ThreadPool& threads, py::handle logits, const std::vector<SamplingRow>& rows, py::handle token_ids) {
-        SampleParams params{in(logits, "logits"),
-                            rows.data(),
-                            nullptr,
-                            DlpackTensor(token_ids, "token_ids", Access::kWrite).writable_int32s(),
-                            nullptr,
-                            nullptr};
+        Operands given;
+        const DlpackTensor& tokens = given.read(token_ids, "token_ids", Access::kWrite);
+        SampleParams params{given.in(logits, "logits"), rows.data(), nullptr,
+                            tokens.writable_int32s(),   nullptr,     nullptr};
         PAGED_CHECK(static_cast<std::int64_t>(rows.size()) == params.logits.rows, "sample: ", params.logits.rows,
                     " rows of logits but ", rows.size(), " SamplingRow");
+        PAGED_CHECK(tokens.num_elements() == params.logits.rows, "token_ids must have ", params.logits.rows,
+                    " elements, got ", tokens.num_elements());
         const std::int64_t bytes = ops::sample_workspace_bytes(threads.num_threads(), params.logits.cols);
         const auto workspace = std::make_unique_for_overwrite<std::byte[]>(static_cast<std::size_t>(bytes));
         params.workspace = workspace.get();

@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <cstring>
+#include <map>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -57,32 +58,32 @@ std::int32_t add_stacked_matrix(Program& program, const std::vector<SourceTuple>
   return program.add_stacked_matrix(raw, parse_dtype(dtype), threads);
 }
 
+template <typename T>
+T attribute(const std::string& name, const py::handle& value) {
+  try {
+    return value.cast<T>();
+  } catch (const py::cast_error&) {
+    throw py::type_error("op attribute '" + name + "' does not take a value of type " +
+                         std::string(py::str(py::type::handle_of(value).attr("__name__"))));
+  }
+}
+
 OpAttributes parse_attributes(const py::dict& given) {
   OpAttributes a;
+  const std::map<std::string, float*> floats{{"eps", &a.eps}, {"scale", &a.scale}, {"softcap", &a.softcap}};
+  const std::map<std::string, std::int32_t*> ints{{"width", &a.width},           {"layer", &a.layer},
+                                                  {"num_heads", &a.num_heads},   {"head_dim", &a.head_dim},
+                                                  {"rotary_dim", &a.rotary_dim}, {"window", &a.window}};
   for (const auto& [key, value] : given) {
-    const auto name = key.cast<std::string>();
-    if (name == "eps")
-      a.eps = value.cast<float>();
-    else if (name == "scale")
-      a.scale = value.cast<float>();
-    else if (name == "softcap")
-      a.softcap = value.cast<float>();
-    else if (name == "width")
-      a.width = value.cast<std::int32_t>();
-    else if (name == "layer")
-      a.layer = value.cast<std::int32_t>();
-    else if (name == "num_heads")
-      a.num_heads = value.cast<std::int32_t>();
-    else if (name == "head_dim")
-      a.head_dim = value.cast<std::int32_t>();
-    else if (name == "rotary_dim")
-      a.rotary_dim = value.cast<std::int32_t>();
-    else if (name == "window")
-      a.window = value.cast<std::int32_t>();
+    const auto name = attribute<std::string>("names", key);
+    if (floats.contains(name))
+      *floats.at(name) = attribute<float>(name, value);
+    else if (ints.contains(name))
+      *ints.at(name) = attribute<std::int32_t>(name, value);
     else if (name == "interleaved")
-      a.interleaved = value.cast<bool>();
+      a.interleaved = attribute<bool>(name, value);
     else if (name == "activation")
-      a.activation = parse_activation(value.cast<std::string>());
+      a.activation = parse_activation(attribute<std::string>(name, value));
     else
       detail::throw_invalid_argument("unknown op attribute '", name, "'");
   }
@@ -110,8 +111,8 @@ void bind_executor(py::module_& module) {
                  return std::make_unique<ProgramExecutor>(
                      std::move(program), KvPoolLimits{max_seq_len, num_blocks, block_size}, std::move(threads));
                }),
-               py::kw_only(), py::arg("program"), py::arg("max_seq_len"), py::arg("num_blocks"), py::arg("block_size"),
-               py::arg("threads"));
+               py::kw_only(), py::arg("program").none(false), py::arg("max_seq_len"), py::arg("num_blocks"),
+               py::arg("block_size"), py::arg("threads").none(false));
   bind_steps(executor);
 }
 

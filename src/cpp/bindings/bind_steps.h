@@ -10,6 +10,8 @@
 #include <utility>
 
 #include "bindings/arrays.h"
+#include "bindings/batch_checks.h"
+#include "exec/executor.h"
 
 namespace paged {
 
@@ -17,6 +19,14 @@ namespace paged {
 template <class Executor>
 pybind11::array_t<float> run_step(Executor& executor, ArrayBatch batch) {
   const BatchView view = batch.view();
+  const ExecutorLimits pool = executor.limits();
+  const std::int64_t num_slots = std::int64_t{pool.num_blocks} * pool.block_size;
+  check_indices("token_ids", view.token_ids, view.num_tokens, {0, executor.vocab_size()});
+  check_indices("positions", view.positions, view.num_tokens, {0, pool.max_seq_len});
+  check_indices("slot_mapping", view.slot_mapping, view.num_tokens, {-1, num_slots});
+  check_indices("seq_lens", view.seq_lens, view.num_sequences, {0, std::int64_t{pool.max_seq_len} + 1});
+  check_indices("logits_rows", view.logits_rows, view.num_logits_rows, {0, view.num_tokens});
+  check_sequences(view, {pool.num_blocks, pool.block_size});
   pybind11::array_t<float> out(
       {static_cast<pybind11::ssize_t>(view.num_logits_rows), static_cast<pybind11::ssize_t>(executor.vocab_size())});
   float* to = out.mutable_data();

@@ -33,8 +33,22 @@ BatchView view_of(const StepBatch& batch) {
   return view;
 }
 
-SchedulerConfig with_steps_in_flight(SchedulerConfig config, std::int32_t max_steps_in_flight) {
-  config.max_steps_in_flight = max_steps_in_flight;
+// Throws std::invalid_argument for an executor that the scheduler's steps would overrun.
+void check_fits(const SchedulerConfig& config, const ExecutorLimits& limits) {
+  const auto check = [](const char* name, std::int32_t asked, std::int32_t limit) {
+    PAGED_CHECK(limit == 0 || asked <= limit, name, " is ", asked, ", but the executor was made for ", limit);
+  };
+  check("num_blocks", config.num_blocks, limits.num_blocks);
+  check("max_model_len", config.max_model_len, limits.max_seq_len);
+  check("max_num_batched_tokens", config.max_num_batched_tokens, limits.max_tokens);
+  check("max_num_sequences", std::min(config.max_num_sequences, config.max_num_batched_tokens), limits.max_sequences);
+  PAGED_CHECK(limits.block_size == 0 || config.block_size == limits.block_size, "block_size is ", config.block_size,
+              ", but the executor was made for ", limits.block_size);
+}
+
+SchedulerConfig config_for(const Executor& executor, SchedulerConfig config) {
+  check_fits(config, executor.limits());
+  config.max_steps_in_flight = executor.max_steps_in_flight();
   return config;
 }
 
@@ -42,7 +56,7 @@ SchedulerConfig with_steps_in_flight(SchedulerConfig config, std::int32_t max_st
 
 Engine::Engine(const SchedulerConfig& config, std::unique_ptr<Executor> executor,
                std::shared_ptr<const TokenTable> token_table)
-    : config_(with_steps_in_flight(config, executor->max_steps_in_flight())),
+    : config_(config_for(*executor, config)),
       pid_(getpid()),
       executor_(std::move(executor)),
       token_table_(std::move(token_table)),
@@ -191,7 +205,7 @@ void Engine::admit(std::shared_ptr<Request> request) {
   Live& live = live_.emplace(id, Live{std::move(request), std::move(text), -1, std::move(policy)}).first->second;
   ++num_not_started_;
   const auto first = live_.find(spec.follows);
-  if (first != live_.end() && first->second.num_tokens == 0)
+  if (first != live_.end() && first->first != id && first->second.num_tokens == 0)
     first->second.followers.push_back(id);
   else
     start(live);

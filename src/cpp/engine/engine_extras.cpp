@@ -77,7 +77,8 @@ void Engine::ask_guide(const Request& request, std::vector<TokenId> tokens, std:
 
 void Engine::take_answer(GuideAnswer& answer) {
   const auto found = live_.find(answer.id);
-  if (found == live_.end()) return;  // cancelled meanwhile
+  if (found == live_.end()) return;                                     // cancelled meanwhile
+  if (found->second.request->spec().guide == GuideKind::kNone) return;  // to a question of another engine
   switch (answer.kind) {
     case GuideAnswer::Kind::kMask: found->second.policy->allow(std::move(answer.mask)); [[fallthrough]];
     case GuideAnswer::Kind::kAnything: scheduler_->release(answer.id); break;

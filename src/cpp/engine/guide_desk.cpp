@@ -57,6 +57,9 @@ void GuideDesk::answer(GuideAnswer answer) {
   if (answer.kind == GuideAnswer::Kind::kMask)
     PAGED_CHECK(std::cmp_equal(answer.mask.size(), mask_words(vocab_size_)), "a mask for a vocabulary of ", vocab_size_,
                 " has ", mask_words(vocab_size_), " words of 32 bits, got ", answer.mask.size());
+  if (answer.kind == GuideAnswer::Kind::kToken)  // -1: none was left, as sample() says
+    PAGED_CHECK(answer.token >= -1 && answer.token < vocab_size_, "a token of a vocabulary of ", vocab_size_, ", got ",
+                answer.token);
   const std::lock_guard lock(mutex_);
   if (deliver_) deliver_(std::move(answer));
 }

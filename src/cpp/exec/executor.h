@@ -44,9 +44,20 @@ struct StepInput {
   const StepExtras* extras = nullptr;     // null where no row asks for any
 };
 
+// What an executor was made for: no step may go beyond. 0: it does not care.
+struct ExecutorLimits {
+  std::int32_t num_blocks = 0;
+  std::int32_t block_size = 0;
+  std::int32_t max_seq_len = 0;
+  std::int32_t max_tokens = 0;
+  std::int32_t max_sequences = 0;  // rows of the block tables, and of the logits
+};
+
 class Executor {
  public:
   virtual ~Executor() = default;
+
+  virtual ExecutorLimits limits() const { return {}; }
 
   virtual std::int32_t vocab_size() const = 0;
   virtual std::int32_t max_steps_in_flight() const { return 1; }

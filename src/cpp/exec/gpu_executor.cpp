@@ -105,6 +105,11 @@ GpuContext GpuExecutor::make_context() {
           .blas = blas_.get()};
 }
 
+ExecutorLimits GpuExecutor::limits() const {
+  const KvPoolLimits& pool = options_.kv_pool;
+  return {pool.num_blocks, pool.block_size, pool.max_seq_len, program_->arena().max_tokens, options_.max_num_sequences};
+}
+
 StagingLimits GpuExecutor::staging_limits() const {
   return {program_->arena().max_tokens, options_.max_num_sequences, blocks_per_sequence(options_.kv_pool)};
 }

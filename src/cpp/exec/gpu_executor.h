@@ -39,6 +39,7 @@ class GpuExecutor final : public Executor {
   ~GpuExecutor() override;
 
   std::int32_t vocab_size() const override { return program_->vocab_size(); }
+  ExecutorLimits limits() const override;
   std::int32_t max_steps_in_flight() const override { return kSlots; }
   void launch(const StepInput& step) override;
   std::span<const std::int32_t> wait() override;

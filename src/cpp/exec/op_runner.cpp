@@ -5,17 +5,18 @@
 #include <array>
 
 #include "base/check.h"
+#include "base/checked_product.h"
 #include "ops/gpu_ops.h"
 
 namespace paged {
 
 std::int64_t kv_layer_bytes(const KvCacheSpec& spec, const KvPoolLimits& limits) {
-  return std::int64_t{2} * limits.num_blocks * limits.block_size * spec.num_kv_heads * spec.head_dim *
-         size_of(spec.dtype);
+  return checked_product(
+      "the KV cache", {2, limits.num_blocks, limits.block_size, spec.num_kv_heads, spec.head_dim, size_of(spec.dtype)});
 }
 
 std::int64_t kv_pool_bytes(const KvCacheSpec& spec, const KvPoolLimits& limits) {
-  return kv_layer_bytes(spec, limits) * spec.num_layers;
+  return checked_product("the KV cache", {kv_layer_bytes(spec, limits), spec.num_layers});
 }
 
 std::vector<std::int32_t> attention_windows(const Program& program) {
@@ -29,7 +30,8 @@ std::vector<std::int32_t> attention_windows(const Program& program) {
 
 std::int32_t max_num_heads(const Program& program) {
   std::int32_t heads = 1;
-  for (const Op& op : program.ops()) heads = std::max(heads, op.attributes.num_heads);
+  for (const Op& op : program.ops())
+    if (op.kind == OpKind::kAttention) heads = std::max(heads, op.attributes.num_heads);
   return heads;
 }
 
@@ -39,6 +41,10 @@ OpRunner::OpRunner(const Program& program, const KvPoolLimits& limits, const Exe
   PAGED_CHECK(limits.num_blocks > 0 && limits.block_size > 0 && limits.max_seq_len > 0,
               "the KV pool's limits must be positive, got ", limits.num_blocks, " blocks of ", limits.block_size,
               " tokens, sequences of ", limits.max_seq_len);
+  PAGED_CHECK(std::int64_t{limits.num_blocks} * limits.block_size < std::int64_t{1} << 31, "the KV pool's ",
+              limits.num_blocks, " blocks of ", limits.block_size, " tokens have more slots than an int32 counts");
+  PAGED_CHECK(limits.max_seq_len <= program.max_positions(), "sequences of ", limits.max_seq_len,
+              " tokens in a program of ", program.max_positions(), " positions");
   PAGED_CHECK(!program.ops().empty() && !program.ops().back().outputs.empty(), "the program computes nothing");
   const Value& value = program.ops().back().outputs[0];
   PAGED_CHECK(value.rows == Rows::kLogits && value.dtype == DType::kFloat32 && value.cols == program.vocab_size() &&
@@ -100,6 +106,9 @@ void OpRunner::run_gated_linear(const Op& op, const BatchView& batch) const {
   const MatrixView products = view(op.outputs[1], batch);
   if (context_.device == Device::kGpu)
     return ops::gated_linear(context_, {x, program_.matrix(op.matrices[0]), op.attributes.activation, products, out});
+  PAGED_CHECK(op.matrices.size() == 2 && products.cols == 2 * out.cols && products.dtype == out.dtype,
+              "gated_linear: on the CPU it takes two matrices and ", 2 * out.cols, " columns for their products, got ",
+              op.matrices.size(), " and ", products.cols);
   const std::array parts{program_.matrix(op.matrices[0]), program_.matrix(op.matrices[1])};
   ops::linear(context_, {x, parts.data(), 2, nullptr, products});
   MatrixView gate = products, up = products;

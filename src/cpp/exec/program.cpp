@@ -5,6 +5,7 @@
 #include <iterator>
 #include <utility>
 
+#include "base/checked_product.h"
 #include "ops/gpu_ops.h"
 
 namespace paged {
@@ -22,6 +23,7 @@ struct Signature {
 };
 
 constexpr std::size_t kMaxParts = 8;
+constexpr std::int32_t kMaxHeadDim = 512;
 constexpr std::array kSignatures = {
     Signature{OpKind::kEmbedding, "embedding", 0, 1, 1, 1, 0},
     Signature{OpKind::kLinear, "linear", 1, 1, 1, kMaxParts, 2},
@@ -74,6 +76,8 @@ Activation parse_activation(std::string_view name) {
 Program::Program(const KvCacheSpec& kv_cache, const ArenaPlan& arena, std::int32_t vocab_size,
                  std::int32_t max_positions)
     : kv_cache_(kv_cache), arena_(arena), vocab_size_(vocab_size), max_positions_(max_positions) {
+  PAGED_CHECK(arena.num_bytes < std::int64_t{1} << 48 && kv_cache.head_dim <= kMaxHeadDim, "an arena of ",
+              arena.num_bytes, " bytes, heads of ", kv_cache.head_dim, ": too large");
   PAGED_CHECK(kv_cache.num_layers > 0 && kv_cache.num_kv_heads > 0 && kv_cache.head_dim > 0,
               "KV cache: layers, heads and head size must be positive, got ", kv_cache.num_layers, ", ",
               kv_cache.num_kv_heads, ", ", kv_cache.head_dim);
@@ -84,10 +88,15 @@ Program::Program(const KvCacheSpec& kv_cache, const ArenaPlan& arena, std::int32
 
 void Program::check_value(const Value& value, std::string_view op) const {
   const std::int64_t rows = value.rows == Rows::kTokens ? arena_.max_tokens : arena_.max_logits_rows;
-  const std::int64_t end = value.offset + ((rows - 1) * value.row_stride + value.cols) * size_of(value.dtype);
-  PAGED_CHECK(value.offset >= 0 && value.cols > 0 && value.row_stride >= value.cols && end <= arena_.num_bytes, op,
-              ": a value of ", rows, " x ", value.cols, " (stride ", value.row_stride, ") at offset ", value.offset,
-              " leaves the arena of ", arena_.num_bytes, " bytes");
+  PAGED_CHECK(value.offset >= 0 && value.offset <= arena_.num_bytes && value.cols > 0 &&
+                  value.row_stride >= value.cols && value.row_stride <= arena_.num_bytes,
+              op, ": a value of ", value.cols, " columns, stride ", value.row_stride, ", at offset ", value.offset,
+              " of ", arena_.num_bytes, " bytes");
+  const std::int64_t size = checked_product(op, {rows, value.row_stride, size_of(value.dtype)});
+  const std::int64_t end = value.offset + size - (value.row_stride - value.cols) * size_of(value.dtype);
+  PAGED_CHECK(value.offset % size_of(value.dtype) == 0 && end <= arena_.num_bytes, op, ": a value of ", rows, " x ",
+              value.cols, " (stride ", value.row_stride, ") at offset ", value.offset, " leaves the arena of ",
+              arena_.num_bytes, " bytes");
 }
 
 std::int32_t Program::add_matrix(const WeightSource& source, ThreadPool& threads) {
@@ -105,6 +114,26 @@ std::int32_t Program::add_vector(std::vector<float> values) {
   return static_cast<std::int32_t>(vectors_.size()) - 1;
 }
 
+// As many values as the op reads; those of a rope table may be more.
+void Program::check_vector(const Op& op, std::string_view name) const {
+  if (op.vector < 0) return;
+  const OpAttributes& a = op.attributes;
+  std::int64_t expected = 0;
+  switch (op.kind) {
+    case OpKind::kLinear: expected = op.outputs[0].cols; break;
+    case OpKind::kRmsNorm: expected = a.width > 0 ? a.width : op.inputs[0].cols; break;
+    case OpKind::kAddRmsNorm: expected = op.inputs[0].cols; break;
+    case OpKind::kAttention: expected = a.num_heads; break;
+    case OpKind::kRope:
+    case OpKind::kRopeStoreKv: expected = checked_product(name, {max_positions_, a.rotary_dim}); break;
+    default: return;
+  }
+  const std::int64_t size = std::ssize(vectors_[static_cast<std::size_t>(op.vector)]);
+  const bool is_table = op.kind == OpKind::kRope || op.kind == OpKind::kRopeStoreKv;
+  PAGED_CHECK(is_table ? size >= expected : size == expected, name, ": a vector of ", size, " values where ", expected,
+              " are read");
+}
+
 void Program::add_op(Op op) {
   const Signature& expected = signature_of(op.kind);
   check_arity(op, expected);
@@ -114,10 +143,18 @@ void Program::add_op(Op op) {
     PAGED_CHECK(index >= 0 && index < static_cast<std::int32_t>(matrices_.size()), expected.name, ": no matrix ",
                 index);
   PAGED_CHECK(op.vector < static_cast<std::int32_t>(vectors_.size()), expected.name, ": no vector ", op.vector);
-  const std::int64_t norm_size =
-      op.head_norms < 0 ? 0 : std::ssize(vectors_.at(static_cast<std::size_t>(op.head_norms)));
-  PAGED_CHECK(op.head_norms < 0 || (op.kind == OpKind::kRopeStoreKv && norm_size == 2 * op.attributes.head_dim),
-              expected.name, ": ", norm_size, " weights for the norms of two heads of ", op.attributes.head_dim);
+  PAGED_CHECK(op.head_norms < std::ssize(vectors_), expected.name, ": no vector ", op.head_norms);
+  const std::int64_t norm_size = op.head_norms < 0 ? 0 : std::ssize(vectors_[static_cast<std::size_t>(op.head_norms)]);
+  PAGED_CHECK(
+      op.head_norms < 0 || (op.kind == OpKind::kRopeStoreKv && norm_size == 2 * std::int64_t{op.attributes.head_dim}),
+      expected.name, ": ", norm_size, " weights for the norms of two heads of ", op.attributes.head_dim);
+  check_vector(op, expected.name);
+  PAGED_CHECK(op.kind != OpKind::kEmbedding || matrix(op.matrices[0])->rows >= vocab_size_, expected.name, ": ",
+              vocab_size_, " tokens, but the table has fewer rows");
+  PAGED_CHECK(
+      op.kind != OpKind::kAttention || std::int64_t{op.attributes.num_heads} * kv_cache_.head_dim == op.inputs[0].cols,
+      expected.name, ": ", op.attributes.num_heads, " heads of ", kv_cache_.head_dim, " in ",
+      op.inputs.empty() ? 0 : op.inputs[0].cols, " columns");
   PAGED_CHECK(op.attributes.layer >= 0 && op.attributes.layer < kv_cache_.num_layers, expected.name, ": layer ",
               op.attributes.layer, " of ", kv_cache_.num_layers);
   ops_.push_back(std::move(op));

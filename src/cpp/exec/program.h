@@ -104,6 +104,7 @@ class Program {
   std::int64_t weight_bytes() const;
 
  private:
+  void check_vector(const Op& op, std::string_view name) const;
   void check_value(const Value& value, std::string_view op) const;
 
   KvCacheSpec kv_cache_;

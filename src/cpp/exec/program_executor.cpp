@@ -9,6 +9,7 @@ namespace paged {
 ProgramExecutor::ProgramExecutor(std::shared_ptr<const Program> program, const KvPoolLimits& limits,
                                  std::shared_ptr<ThreadPool> threads)
     : program_(std::move(program)),
+      kv_pool_limits_(limits),
       threads_(std::move(threads)),
       sampler_(threads_, program_->vocab_size()),
       arena_(program_->arena().num_bytes),
@@ -16,6 +17,12 @@ ProgramExecutor::ProgramExecutor(std::shared_ptr<const Program> program, const K
       attention_workspace_(ops::attention_workspace_bytes(program_->arena().max_tokens, max_num_heads(*program_),
                                                           program_->kv_cache().head_dim, limits.max_seq_len)),
       runner_(*program_, limits, {Device::kCpu, threads_.get(), nullptr}, buffers()) {}
+
+ExecutorLimits ProgramExecutor::limits() const {
+  const ArenaPlan& arena = program_->arena();
+  return {kv_pool_limits_.num_blocks, kv_pool_limits_.block_size, kv_pool_limits_.max_seq_len, arena.max_tokens,
+          arena.max_logits_rows};
+}
 
 OpBuffers ProgramExecutor::buffers() const {
   OpBuffers buffers{arena_.data(), kv_pool_.data(), attention_workspace_.data()};

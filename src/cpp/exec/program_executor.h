@@ -21,6 +21,7 @@ class ProgramExecutor final : public Executor {
                   std::shared_ptr<ThreadPool> threads);
 
   std::int32_t vocab_size() const override { return program_->vocab_size(); }
+  ExecutorLimits limits() const override;
   void launch(const StepInput& step) override;  // runs it to its end
   std::span<const std::int32_t> wait() override { return sampler_.token_ids(); }
   ExtraOutputs extra_outputs() const override { return sampler_.extra_outputs(); }
@@ -39,6 +40,7 @@ class ProgramExecutor final : public Executor {
   OpBuffers buffers() const;
 
   std::shared_ptr<const Program> program_;
+  KvPoolLimits kv_pool_limits_;
   std::shared_ptr<ThreadPool> threads_;
   HostSampler sampler_;
   AlignedBuffer arena_;
