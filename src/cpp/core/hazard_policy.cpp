@@ -13,6 +13,7 @@ constexpr double kTrustWeight = 4.0;     // and the trust in guesses, at first
 constexpr double kFade = 0.02;           // of the record of who foretells better
 constexpr double kLeastShare = 1e-3;     // what the unforeseen counts as, there
 constexpr double kQueueRate = 20.0;      // a turn that waits to be admitted is as good as back
+constexpr double kRoomRate = 0.02;       // one that waits for room comes later
 constexpr double kLeastSeconds = 0.05;   // between two scores of a session
 constexpr double kColdShare = 1.0 / 8;   // of its tokens lost: a session is to be built up again
 constexpr double kUnownedReturn = 0.5;   // blocks of nobody: of those that come back, by the rule for no data
@@ -25,6 +26,8 @@ bool is_away(const SessionView& session) {
 }
 
 Score present(const SessionView& session, const Pressure& pressure) {
+  if (session.state == SessionState::kWaitsForRoom)  // to hold what is left of it would make others wait in turn
+    return {false, session.weight * kRoomRate * block_cost(session.num_resident_tokens, pressure)};
   return {false, session.weight * kQueueRate * block_cost(session.num_resident_tokens, pressure), true,
           std::numeric_limits<double>::infinity(), 0.0};
 }

@@ -31,9 +31,10 @@ struct Pressure {
 };
 
 enum class SessionState : std::uint8_t {
-  kIdle,    // between turns, nothing announced
-  kPaused,  // between turns, waits for a tool
-  kQueued,  // a turn waits to be admitted
+  kIdle,          // between turns, nothing announced
+  kPaused,        // between turns, waits for a tool
+  kQueued,        // a turn waits to be admitted
+  kWaitsForRoom,  // a turn waits for blocks that nobody holds
   kRunning,
 };
 

@@ -75,7 +75,7 @@ void Scheduler::add(SequenceSpec spec) {
 void Scheduler::begin_turn(Sequence& sequence) {
   const Session& session = sessions_.begin_turn(sequence.session);
   sequence.owner = session.slot;
-  sequence.waits_for_room = !sessions_.may_take_held(sequence.session);
+  sequence.waits_for_room = session.state == SessionState::kWaitsForRoom;
   if (sessions_.orders_by_session()) sequence.arrival = session.arrival;
 }
 
@@ -241,6 +241,7 @@ void Scheduler::admit_waiting() {
   if (overdue != nullptr) {
     waiting_for_room_.remove(*overdue, step_);
     overdue->waits_for_room = false;
+    sessions_.need_no_room(overdue->session);
     waiting_.push(*overdue, step_);
     next_forced_step_ = step_ + config_.max_wait_steps;
   }

@@ -18,7 +18,7 @@ Receipt rejected(std::string reason) { return {ReceiptStatus::kRejected, 0, 0.0,
 Receipt unknown(SessionId id) { return rejected("session " + std::to_string(id) + " is closed"); }
 
 bool has_turn(const Session& session) {
-  return session.state == SessionState::kQueued || session.state == SessionState::kRunning;
+  return session.state != SessionState::kIdle && session.state != SessionState::kPaused;
 }
 
 }  // namespace
@@ -190,11 +190,12 @@ const Session& SessionTable::begin_turn(SessionId id) {
   session.expectation = {};
   session.tool.clear();
   ++session.num_turns;
-  enter(session, SessionState::kQueued);
+  const bool admits = policy_->admit(view_of(session), blocks_.pressure());
+  enter(session, admits ? SessionState::kQueued : SessionState::kWaitsForRoom);
   return session;
 }
 
-bool SessionTable::may_take_held(SessionId id) const { return policy_->admit(view_of(*find(id)), blocks_.pressure()); }
+void SessionTable::need_no_room(SessionId id) { enter(at(id), SessionState::kQueued); }
 
 void SessionTable::admitted(SessionId id, std::int32_t num_reused_tokens, std::int32_t num_tokens) {
   Session& session = at(id);

@@ -39,7 +39,7 @@ class SessionTable {
   // Turns. The prompt is the session's tokens and what the turn appends.
   bool may_begin_turn(SessionId id) const;
   const Session& begin_turn(SessionId id);
-  bool may_take_held(SessionId id) const;  // else it waits for room
+  void need_no_room(SessionId id);  // it has waited for room long enough
   void admitted(SessionId id, std::int32_t num_reused_tokens, std::int32_t num_tokens);
   void preempted(SessionId id);
   void end_turn(SessionId id, std::span<const TokenId> tokens);

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Agents and cache policies: the real scheduler, block manager and policies on a virtual clock, with a modelled device.
+
+Closed loop: a fixed number of agents live at once, a tool's time begins when its turn has ended, the next agent begins
+when one has ended. rho is the mean size of the live agents' own contexts with an endless cache over the pool's size.
+Engines: vllm (LRU, each turn a plain request), lru, ttl (2 s), clairvoyant (knows when each tool returns) and hazard:
+with true guesses, with none (it knows which tool runs), blind (not even that), and with wrong ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+import agent_workload
+import table
+from agent_workload import SCALE, Agent, Shape
+from paged import _C
+from table import Record
+
+BLOCK_SIZE = 4  # tokens, scaled
+TTL_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Engine:
+    policy: str
+    guesses: str = "none"
+    uses_sessions: bool = True
+    tells_tools: bool = True
+
+
+ENGINES = {
+    "vllm": Engine("lru", uses_sessions=False),
+    "lru": Engine("lru"),
+    "ttl": Engine("ttl"),
+    "hazard": Engine("hazard", "true"),
+    "hazard_no_hints": Engine("hazard"),
+    "hazard_blind": Engine("hazard", tells_tools=False),
+    "hazard_x10": Engine("hazard", "x10"),
+    "hazard_div10": Engine("hazard", "div10"),
+    "hazard_shuffled": Engine("hazard", "shuffled"),
+    "clairvoyant": Engine("clairvoyant", "true"),
+}
+QUICK_ENGINES = ["lru", "ttl", "hazard", "hazard_no_hints", "hazard_shuffled", "clairvoyant"]
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    rho: float
+    shape: Shape
+    num_slots: int
+
+
+def cases(quick: bool) -> list[Case]:
+    slots, agents = (32, 64) if quick else (64, 192)
+    shape = Shape(num_agents=agents)
+    rhos = (0.8, 2.0) if quick else (0.8, 1.0, 1.5, 2.0, 4.0, 8.0)
+    result = [Case(f"rho={rho:g}", rho, shape, slots) for rho in rhos]
+    result.append(Case("rho=2,constant_1s_tools", 2.0, replace(shape, constant_tool=1.0), slots))
+    if not quick:
+        result.append(Case("rho=0.5,16_agents", 0.5, replace(shape, num_agents=48), 16))
+        result.append(Case("rho=2,16_agents", 2.0, replace(shape, num_agents=48), 16))
+        result.append(Case("rho=2,256_agents", 2.0, replace(shape, num_agents=512, max_steps=60), 256))
+        result.append(Case("rho=2,humans", 2.0, replace(shape, human_share=0.11), slots))
+    return result
+
+
+def run(agents: list[Agent], engine: Engine, num_blocks: int, case: Case) -> _C.ReplayResult:
+    told = agent_workload.with_guesses(agents, engine.guesses)
+    config = _C.ReplayConfig()
+    config.num_blocks, config.block_size = num_blocks, BLOCK_SIZE
+    config.max_num_batched_tokens = 4096 // SCALE
+    config.max_model_len = case.shape.max_tokens + 8
+    config.num_slots, config.stagger = case.num_slots, 60.0
+    config.uses_sessions, config.tells_tools = engine.uses_sessions, engine.tells_tools
+    # An 8B model on an H100, about: 20,000 prompt tokens a second, 1.3 ns for a pair of them, 5 ms to read the weights,
+    # 3 TB/s for 128 KiB of context a token. A scaled token stands for SCALE, so each decode step stands for as many.
+    config.set_device(
+        base=0.005,
+        per_token=50e-6 * SCALE,
+        per_token_pair=1.3e-9 * SCALE**2,
+        decode_base=0.005 * (SCALE - 1),
+        per_decoded_context_token=43e-9 * SCALE**2,
+    )
+    shapes = [[a.is_root, a.prefix, a.num_prefix_tokens, len(a.turns)] for a in told]
+    turns = [[t.keep, t.append, t.output, t.gap, t.guess, t.tool, t.spawn] for a in told for t in a.turns]
+    return _C.replay(
+        agents=np.array(shapes, dtype=np.int64),
+        turns=np.array(turns, dtype=np.float64),
+        config=config,
+        policy=engine.policy,
+        ttl_seconds=TTL_SECONDS,
+    )
+
+
+def metrics(result: _C.ReplayResult) -> dict[str, tuple[float, str]]:
+    jobs, resumes = result.job_seconds, result.resume_seconds
+    return {
+        "mean_job_time": (float(jobs.mean()), "s"),
+        "job_time_p50": (float(np.percentile(jobs, 50)), "s"),
+        "job_time_p95": (float(np.percentile(jobs, 95)), "s"),
+        "job_time_p99": (float(np.percentile(jobs, 99)), "s"),
+        "resume_ttft_p50": (float(np.percentile(resumes, 50)), "s"),
+        "resume_ttft_p95": (float(np.percentile(resumes, 95)), "s"),
+        "prefill_amplification": (result.num_prefill_tokens / result.num_new_tokens, "x"),
+        "evicted_while_expected": (result.num_evicted_tokens * SCALE / 1e6, "Mtok"),
+        "evicted_when_expired": (result.num_expired_tokens * SCALE / 1e6, "Mtok"),
+        "worst_slowdown": (float((jobs / result.least_seconds).max()), "x"),
+        "makespan": (result.seconds, "s"),
+        "utilization": (result.busy_seconds / result.seconds, "share"),
+    }
+
+
+def measure(case: Case, engines: list[str], seeds: int) -> Iterator[Record]:
+    """Every engine's metrics, means over the seeds; `ratio` against LRU, or of the gap closed."""
+    samples: dict[str, dict[str, list[float]]] = {}
+    units: dict[str, str] = {}
+    for seed in range(seeds):
+        agents = agent_workload.generate(replace(case.shape, seed=seed))
+        endless = run(agents, ENGINES["lru"], 4_000_000 // BLOCK_SIZE, case)
+        largest = case.shape.max_tokens // BLOCK_SIZE + 2
+        num_blocks = max(largest, round(endless.mean_live_tokens / case.rho / BLOCK_SIZE))
+        for name in engines:
+            for metric, (value, unit) in metrics(run(agents, ENGINES[name], num_blocks, case)).items():
+                samples.setdefault(name, {}).setdefault(metric, []).append(value)
+                units[metric] = unit
+    means = {name: {m: statistics.fmean(v) for m, v in values.items()} for name, values in samples.items()}
+    for name, values in means.items():
+        for metric, value in values.items():
+            lru = means.get("lru", {}).get(metric)
+            is_time = units[metric] in ("s", "x") and lru
+            ratio = lru / value if is_time and lru and value else None
+            yield Record("agents", case.name, name, metric, value, units[metric], "lru" if ratio else None, ratio)
+    if "lru" in means and "clairvoyant" in means:
+        lru, best = (means[name]["mean_job_time"] for name in ("lru", "clairvoyant"))
+        for name, values in means.items():
+            if name.startswith("hazard"):
+                closed = (lru - values["mean_job_time"]) / (lru - best)
+                yield Record("agents", case.name, name, "gap_closed", closed, "share", "clairvoyant", closed)
+
+
+def text_table(records: list[Record]) -> str:
+    shown = ("mean_job_time", "job_time_p95", "resume_ttft_p50", "resume_ttft_p95", "prefill_amplification",
+             "worst_slowdown", "gap_closed")  # fmt: skip
+    values = {(r.case, r.engine, r.metric): r.value for r in records}
+    pairs = list(dict.fromkeys((r.case, r.engine) for r in records))
+    rows = [[case, engine, *(table.number(values.get((case, engine, m))) for m in shown)] for case, engine in pairs]
+    return table.markdown(["case", "engine", *shown], rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer agents, one seed: within half a minute")
+    parser.add_argument("--seeds", type=int, help="traces to average over; default 3, with --quick 1")
+    parser.add_argument("--cases", nargs="+", metavar="CASE", help="by name; default all")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, help="default all, with --quick six of them")
+    table.add_json_option(parser)
+    arguments = parser.parse_args()
+    engines = arguments.engines or (QUICK_ENGINES if arguments.quick else list(ENGINES))
+    records: list[Record] = []
+    for case in cases(arguments.quick):
+        if arguments.cases is None or case.name in arguments.cases:
+            records += measure(case, engines, arguments.seeds or (1 if arguments.quick else 3))
+    table.emit(records, text_table(records), arguments.json)
+
+
+if __name__ == "__main__":
+    main()
