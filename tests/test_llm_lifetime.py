@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import os
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -41,12 +43,12 @@ def open_and_close(folder: Path) -> None:
         llm.generate([[1, 2, 3], [4] * 100], PARAMS, use_tqdm=False)
 
 
-def test_fifty_open_close_cycles_are_flat(folder: Path) -> None:
+def test_a_hundred_open_close_cycles_are_flat(folder: Path) -> None:
     for _ in range(10):
         open_and_close(folder)
     gc.collect()
     memory, threads = resident_bytes(), num_threads()
-    for _ in range(50):
+    for _ in range(100):
         open_and_close(folder)
     gc.collect()
     assert num_threads() == threads
@@ -58,6 +60,10 @@ def test_no_process_handler_variable_or_logger_is_touched(folder: Path) -> None:
     environment, level, log_handlers = dict(os.environ), logging.root.level, list(logging.root.handlers)
     with paged.LLM(folder, dtype="float32") as llm:
         llm.generate([1, 2, 3], PARAMS)
+        asyncio.run(paged.AsyncLLM(llm).generate([1, 2, 3], PARAMS))
+        done = threading.Event()
+        llm.submit([4], PARAMS, on_chunk=lambda _: None).add_done_callback(lambda _: done.set())
+        assert done.wait(60)
         children = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
     assert children.strip() == ""
     assert {number: signal.getsignal(number) for number in signal.valid_signals()} == handlers
