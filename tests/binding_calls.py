@@ -249,7 +249,20 @@ def engine_calls(model: Model) -> dict[str, Call]:
         "follows": 0,
     }
     question = {"question": model.question}
+    session = {"engine": engine, "id": _C.session_open(engine, "t", 1.0)}
     calls: dict[str, Call] = {
+        "session_open": (_C.session_open, {"engine": engine, "tenant": "t", "weight": 1.0}),
+        "session_fork": (_C.session_fork, session),
+        "session_close": (_C.session_close, session),
+        "session_drop": (_C.session_drop, session),
+        "session_pause": (_C.session_pause, session | {"tool": "a", "quantiles": [(0.5, 1.0)]}),
+        "session_progress": (_C.session_progress, session | {"share": 0.5}),
+        "session_eta": (_C.session_eta, session | {"seconds": 1.0}),
+        "session_rewind": (_C.session_rewind, session | {"num_tokens": 0}),
+        "session_pin": (_C.session_pin, session | {"seconds": 1.0, "max_num_blocks": 3}),
+        "session_report": (_C.session_report, session),
+        "session_tokens": (_C.session_tokens, session),
+        "session_length": (_C.session_length, session),
         "Engine.submit": (engine.submit, submit),
         "Engine.cancel": (engine.cancel, {"id": request.id}),
         "Engine.stop": (engine.stop, {"id": request.id}),

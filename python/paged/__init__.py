@@ -15,6 +15,7 @@ from paged.metrics import Stats
 from paged.outputs import Chunk, Completion, Logprob, RequestError, Timings
 from paged.sampling import SamplingParams
 from paged.scoring import Score
+from paged.session import Explanation, Miss, Receipt, Session
 from paged.structured import StructuredOutputsParams
 from paged.text.tool_calls import ToolCall
 
@@ -27,12 +28,16 @@ __all__ = [
     "Chunk",
     "Completion",
     "EngineClosedError",
+    "Explanation",
     "Handle",
     "InternalError",
     "Logprob",
+    "Miss",
+    "Receipt",
     "RequestError",
     "SamplingParams",
     "Score",
+    "Session",
     "Stats",
     "StructuredOutputsParams",
     "Timings",

@@ -47,6 +47,7 @@ class Assembly:
     max_model_len: int
     description: str
     default_sampling_params: SamplingParams
+    bytes_per_block: int
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,10 @@ def assemble(model: str | Path, options: EngineOptions) -> Assembly:
         description = _describe(path, config, options, sizes)
         generation = checkpoint.generation_config if options.generation_config == "auto" else {}
         defaults = default_sampling_params(generation)
-    return Assembly(engine, tokenizer, end_token_ids, chat_template, sizes.max_model_len, description, defaults)
+    return Assembly(
+        engine, tokenizer, end_token_ids, chat_template, sizes.max_model_len, description, defaults,
+        sizes.kv_cache_bytes // sizes.num_blocks,
+    )  # fmt: skip
 
 
 def _open(path: Path, options: EngineOptions) -> Checkpoint:

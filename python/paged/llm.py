@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from paged.grammar import GrammarCompiler
     from paged.program.ir import DType
     from paged.scoring import Score
+    from paged.session import Explanation, Session
     from paged.text.chat import ChatTemplate
     from paged.text.tokenizer import Tokenizer
     from paged.tool_use import ToolUse
@@ -118,6 +119,7 @@ class LLM:
         self._submission = itertools.count()  # next() is atomic: requests come from any thread
         self._end_token_ids = parts.end_token_ids
         self._tokenizer = parts.tokenizer
+        self._bytes_per_block = parts.bytes_per_block
         self.max_model_len = parts.max_model_len
         self.default_sampling_params = parts.default_sampling_params
         """What requests use that bring none of their own."""
@@ -221,6 +223,38 @@ class LLM:
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, priority: int = 0) -> Handle:
         """As `submit`: `for chunk in llm.stream(prompt)`. Dropping or closing the handle cancels the request."""
         return self.submit(prompt, sampling_params, priority=priority)
+
+    def session(self, *, parent: Session | None = None, tenant: str = "", weight: float = 1.0) -> Session:
+        """An agent's conversation: it keeps its tokens, and tells the engine what it waits for.
+
+        Args:
+            parent: continue from there, as `Session.fork`; tenant and weight are then the parent's.
+            tenant: sessions of different tenants share no cached blocks.
+            weight: of what it costs to compute this session's tokens again, against others; above 0.
+        """
+        from paged.session import Session
+
+        if parent is not None:
+            return parent.fork()
+        if not 0 < weight < float("inf"):
+            raise ValueError(f"weight takes a number above 0, got {weight!r}")
+        return Session(self, _C.session_open(self._running_engine(), tenant, weight), tenant)
+
+    def explain(self, session: Session) -> Explanation:
+        """As `Session.explain`."""
+        return session.explain()
+
+    def _submit_turn(
+        self, session: int, token_ids: TokenIds, params: SamplingParams, priority: int, *, num_prompt_tokens: int,
+        keeps_answer: bool,
+    ) -> Handle:  # fmt: skip
+        check_priority(priority)
+        params = self._with_guide(params)
+        engine = self._running_engine()
+        submit = functools.partial(
+            engine.submit, token_ids, self._native_params(params), priority, session=session, keeps_answer=keeps_answer
+        )
+        return Handle(engine, self._guides.submit(params, submit), num_prompt_tokens, self._notifiers)
 
     def score(self, pairs: Sequence[tuple[Prompt, Prompt]], *, use_tqdm: bool = True, priority: int = 0) -> list[Score]:
         """How likely the model finds each continuation of each prompt, for evaluators.

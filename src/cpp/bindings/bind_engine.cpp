@@ -164,12 +164,13 @@ GuideKind guide_kind_of(const std::string& name) {
 
 std::shared_ptr<Request> submit(Engine& engine, std::vector<TokenId> prompt, SamplingParams sampling,
                                 std::int32_t priority, std::string cache_salt,
-                                const std::optional<std::pair<std::string, std::uint64_t>>& guide, SequenceId follows) {
+                                const std::optional<std::pair<std::string, std::uint64_t>>& guide, SequenceId follows,
+                                SessionId session, bool keeps_answer) {
   const GuideKind kind = guide ? guide_kind_of(guide->first) : GuideKind::kNone;
   const std::uint64_t guide_key = guide ? guide->second : 0;
   const GilRelease release;
-  return engine.submit(
-      {std::move(prompt), std::move(sampling), priority, std::move(cache_salt), kind, guide_key, follows});
+  return engine.submit({std::move(prompt), std::move(sampling), priority, std::move(cache_salt), kind, guide_key,
+                        follows, session, keeps_answer});
 }
 
 // The engine takes the executor over: the Python object that carried it is left empty.
@@ -226,7 +227,9 @@ void bind_engine(py::module_& module) {
            py::arg("token_table"))
       .def("submit", &submit, py::arg("prompt"), py::arg("sampling"), py::arg("priority") = 0,
            py::arg("cache_salt") = "", py::kw_only(), py::arg("guide") = py::none(), py::arg("follows") = 0,
-           "guide: its kind and its key. follows: the id of a request of the same prompt, whose first token it awaits.")
+           py::arg("session") = 0, py::arg("keeps_answer") = true,
+           "guide: its kind and its key. follows: the id of a request of the same prompt, whose first token it awaits. "
+           "session: whose turn it is; the prompt is appended to it, and the answer unless keeps_answer is false.")
       .def("cancel", &Engine::cancel, py::arg("id"), py::call_guard<GilRelease>(), "Ends it as cancelled.")
       .def("stop", &Engine::stop, py::arg("id"), py::call_guard<GilRelease>(), "Ends it as stopped.")
       .def("close", &Engine::close, py::call_guard<GilRelease>())

@@ -73,7 +73,7 @@ void Scheduler::add(SequenceSpec spec) {
 }
 
 void Scheduler::begin_turn(Sequence& sequence) {
-  const Session& session = sessions_.begin_turn(sequence.session);
+  const Session& session = sessions_.begin_turn(sequence.session, !sequence.keeps_answer);
   sequence.owner = session.slot;
   sequence.waits_for_room = session.state == SessionState::kWaitsForRoom;
   if (sessions_.orders_by_session()) sequence.arrival = session.arrival;

@@ -63,8 +63,9 @@ struct Session {
   std::string tool;
   Expectation expectation;
   double lease_until = 0.0;
-  bool is_closing = false;  // when the turn has ended
-  double next_score = 0.0;  // when its score has run out
+  bool is_closing = false;     // when the turn has ended
+  double paused_since = -1.0;  // its turn only appends while the tool goes on; negative: it does not
+  double next_score = 0.0;     // when its score has run out
   Score score;
 
   // Since the last turn.

@@ -11,6 +11,7 @@ namespace paged {
 namespace {
 
 constexpr double kNever = std::numeric_limits<double>::infinity();
+constexpr double kLongest = 1e9;        // seconds that anybody may expect
 constexpr double kLeastSeconds = 1e-3;  // between two scores
 
 Receipt rejected(std::string reason) { return {ReceiptStatus::kRejected, 0, 0.0, std::move(reason)}; }
@@ -29,6 +30,7 @@ SessionTable::SessionTable(BlockManager& blocks, std::shared_ptr<Policy> policy)
 }
 
 SessionId SessionTable::open(SessionSpec spec, std::int64_t arrival) {
+  PAGED_CHECK(spec.weight > 0.0 && std::isfinite(spec.weight), "a session's weight is above 0, got ", spec.weight);
   auto session = std::make_unique<Session>();
   session->id = ++last_id_;
   session->spec = std::move(spec);
@@ -85,10 +87,13 @@ Receipt SessionTable::pause(SessionId id, std::string tool, Expectation expectat
   const auto found = sessions_.find(id);
   if (found == sessions_.end()) return unknown(id);
   Session& session = *found->second;
-  session.tool = std::move(tool);
-  session.expectation = std::move(expectation);
   const std::int32_t num_blocks = blocks_.owners().path_size(session.slot);
   if (has_turn(session)) return rejected("its turn has not ended; pause when it has");
+  for (const auto& [share, seconds] : expectation.quantiles)
+    if (!(share > 0.0 && share < 1.0 && seconds >= 0.0 && seconds <= kLongest))
+      return rejected("what is expected are shares in (0, 1) and seconds from 0 to 1e9");
+  session.tool = std::move(tool);
+  session.expectation = std::move(expectation);
   session.state = SessionState::kPaused;
   session.state_since = now_;
   policy_->on_event(SessionEvent::kPaused, view_of(session));
@@ -125,7 +130,7 @@ Receipt SessionTable::eta(SessionId id, double seconds) {
   Receipt receipt;
   Session* session = waiting_for_tool(id, receipt);
   if (session == nullptr) return receipt;
-  if (!(seconds >= 0.0)) return rejected("an eta is at least 0 seconds");
+  if (!(seconds >= 0.0 && seconds <= kLongest)) return rejected("an eta is 0 to 1e9 seconds");
   session->expectation.quantiles = {{0.5, std::max(now_ - session->state_since + seconds, 1e-3)}};
   renew_score(*session);
   return receipt;
@@ -184,11 +189,14 @@ bool SessionTable::may_begin_turn(SessionId id) const {
   return session != nullptr && !has_turn(*session);
 }
 
-const Session& SessionTable::begin_turn(SessionId id) {
+const Session& SessionTable::begin_turn(SessionId id, bool only_appends) {
   Session& session = at(id);
-  if (session.num_turns > 0) policy_->on_event(SessionEvent::kReturned, view_of(session));
-  session.expectation = {};
-  session.tool.clear();
+  session.paused_since = only_appends && session.state == SessionState::kPaused ? session.state_since : -1.0;
+  if (session.paused_since < 0.0) {
+    if (session.num_turns > 0) policy_->on_event(SessionEvent::kReturned, view_of(session));
+    session.expectation = {};
+    session.tool.clear();
+  }
   ++session.num_turns;
   const bool admits = policy_->admit(view_of(session), blocks_.pressure());
   enter(session, admits ? SessionState::kQueued : SessionState::kWaitsForRoom);
@@ -225,7 +233,11 @@ void SessionTable::end_turn(SessionId id, std::span<const TokenId> tokens) {
   blocks_.truncate_owner(session.slot, static_cast<std::int32_t>(tokens.size()) / block_size);
   session.num_known_tokens = blocks_.owners().path_size(session.slot) * block_size;
   session.lost_blocks.clear();
-  enter(session, SessionState::kIdle);
+  enter(session, session.paused_since < 0.0 ? SessionState::kIdle : SessionState::kPaused);
+  if (session.paused_since >= 0.0) {
+    session.state_since = session.paused_since;
+    renew_score(session);
+  }
   if (!session.is_closing) return;
   policy_->on_event(SessionEvent::kClosed, view_of(session));
   drop(session);

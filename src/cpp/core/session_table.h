@@ -38,7 +38,8 @@ class SessionTable {
 
   // Turns. The prompt is the session's tokens and what the turn appends.
   bool may_begin_turn(SessionId id) const;
-  const Session& begin_turn(SessionId id);
+  // `only_appends`: it does not mean that a tool that the session waits for has returned.
+  const Session& begin_turn(SessionId id, bool only_appends = false);
   void need_no_room(SessionId id);  // it has waited for room long enough
   void admitted(SessionId id, std::int32_t num_reused_tokens, std::int32_t num_tokens);
   void preempted(SessionId id);

@@ -171,7 +171,10 @@ void Engine::loop() noexcept {
     if (failure.empty()) closing_ = true;
   }
   for (Message& message : received_)
-    if (message.submitted != nullptr) live_.emplace(message.submitted->id(), Live{message.submitted, TextStream({})});
+    if (message.submitted != nullptr)
+      live_.emplace(message.submitted->id(), Live{message.submitted, TextStream({})});
+    else if (message.command != nullptr)
+      message.command->done.set_exception(std::make_exception_ptr(EngineClosedError("the engine is closed")));
   end_all(failure.empty() ? FinishReason::kCancelled : FinishReason::kError, failure);
   guide_desk_->close();
 }
@@ -185,9 +188,12 @@ bool Engine::receive() {
     std::swap(received_, inbox_);
   }
   stalled_ = false;
+  tell_time();
   for (Message& message : received_) {
     if (message.submitted != nullptr)
       admit(message.submitted);
+    else if (message.command != nullptr)
+      take_command(*std::exchange(message.command, nullptr));
     else if (message.answer != nullptr)
       take_answer(*message.answer);
     else
@@ -227,6 +233,9 @@ void Engine::start(Live& live) {
   sequence.stop.stop_token_ids = spec.sampling.stop_token_ids;
   sequence.asks = spec.guide != GuideKind::kNone;
   if (spec.sampling.num_prompt_logprobs >= 0) sequence.first_scored = spec.sampling.first_prompt_logprob;
+  sequence.session = spec.session;
+  sequence.keeps_answer = spec.keeps_answer;
+  if (spec.session != 0 && !prepare_turn(sequence, spec)) return;
   scheduler_->add(std::move(sequence));
   if (spec.guide == GuideKind::kMask) ask_guide(*live.request, {}, nullptr);
   if (spec.guide == GuideKind::kToken) scheduler_->release(id);
@@ -369,16 +378,20 @@ void Engine::end(SequenceId id, FinishReason reason, std::string_view error) {
   ++num_finished_;
 }
 
-void Engine::announce_ended() {
-  for (Ended& ended : ended_) ended.live.request->finish(ended.reason, ended.live.text.finish(), ended.error);
-  ended_.clear();
+void Engine::announce_ended(bool all) {
+  std::erase_if(ended_, [&](Ended& ended) {
+    const Request& request = *ended.live.request;
+    if (!all && request.spec().session != 0 && scheduler_->find(request.id()) != nullptr) return false;
+    ended.live.request->finish(ended.reason, ended.live.text.finish(), ended.error);
+    return true;
+  });
 }
 
 void Engine::end_all(FinishReason reason, std::string_view error) {
   num_finished_ += std::ssize(live_);
   (reason == FinishReason::kError ? num_failed_ : num_cancelled_) += std::ssize(live_);
   publish_end();
-  announce_ended();
+  announce_ended(true);
   for (auto& [id, live] : live_) {
     if (trace_.active()) record_request(live, reason);
     live.request->finish(reason, live.text.finish(), error);

@@ -10,6 +10,8 @@
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
+#include <functional>
+#include <future>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -68,16 +70,27 @@ class Engine {
   void stop(SequenceId id) { end_early(id, FinishReason::kStop); }
   void close();  // idempotent; running requests end as cancelled; all memory is given back
   bool closed() const;
+  // Runs it on the engine thread, between two steps, and waits for it: how sessions are commanded. What it throws is
+  // thrown here; an InternalError also ends the engine.
+  using Command = std::function<void(Scheduler&)>;
+  void run_between_steps(Command command);
+  // The same without waiting, and nothing if the engine is closed: for destructors.
+  void run_some_time(Command command);
   EngineStats stats();
   StepTrace& trace() { return trace_; }
   const std::shared_ptr<GuideDesk>& guide_desk() const { return guide_desk_; }
 
  private:
+  struct PendingCommand {
+    Command run;
+    std::promise<void> done = {};
+  };
   struct Message {
     std::shared_ptr<Request> submitted;  // null: end `ended`, or
     SequenceId ended = 0;
     std::unique_ptr<GuideAnswer> answer = nullptr;
     FinishReason reason = FinishReason::kNone;
+    std::shared_ptr<PendingCommand> command = nullptr;
   };
   struct Live {
     std::shared_ptr<Request> request;
@@ -129,6 +142,9 @@ class Engine {
   // All below run on the engine thread.
   void loop() noexcept;
   bool receive();  // false: closing
+  void take_command(PendingCommand& command);
+  bool prepare_turn(SequenceSpec& sequence, const RequestSpec& spec);  // false: it cannot run, and has ended
+  void tell_time();
   void admit(std::shared_ptr<Request> request);
   void start(Live& live);
   void start_followers(Live& live);
@@ -148,7 +164,9 @@ class Engine {
   void take_answer(GuideAnswer& answer);
   void post(Message message);
   void end(SequenceId id, FinishReason reason, std::string_view error = {});
-  void announce_ended();  // last in a step, so that who sees a request finished sees the stats that say so
+  // Last in a step, so that who sees a request finished sees the stats that say so. Turns are announced when no step in
+  // flight shows them any more, so that the session is free for whoever hears of it; with `all` at once.
+  void announce_ended(bool all = false);
   void end_all(FinishReason reason, std::string_view error);
   void publish_stats();
   void publish_end();  // nobody waits or runs any more
@@ -180,6 +198,7 @@ class Engine {
   std::int64_t num_prefill_tokens_ = 0;
   std::int64_t num_generated_tokens_ = 0;
   double last_step_seconds_ = 0.0;
+  double prefill_token_seconds_ = 0.0;  // lately, of steps that are mostly prefill; 0: none yet
   Request::Clock::time_point last_finish_{};
   StepHistogram step_seconds_;
   StepTrace trace_;

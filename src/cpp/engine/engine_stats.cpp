@@ -13,7 +13,13 @@ void Engine::account(const InFlight& step) {
   const auto now = Request::Clock::now();
   last_step_seconds_ = std::chrono::duration<double>(now - std::max(step.launched, last_finish_)).count();
   step_seconds_.add(last_step_seconds_);
-  num_prefill_tokens_ += step.plan->num_tokens - step.num_decode_tokens;
+  const std::int32_t num_prefill_tokens = step.plan->num_tokens - step.num_decode_tokens;
+  num_prefill_tokens_ += num_prefill_tokens;
+  if (num_prefill_tokens > 16) {
+    const double seconds = last_step_seconds_ / num_prefill_tokens;
+    prefill_token_seconds_ += (prefill_token_seconds_ == 0.0 ? 1.0 : 0.1) * (seconds - prefill_token_seconds_);
+    scheduler_->set_step_cost({prefill_token_seconds_, 0.0});
+  }
   if (trace_.active()) {
     StepRecord record;
     record.num_prefill_tokens = step.plan->num_tokens - step.num_decode_tokens;

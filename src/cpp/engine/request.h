@@ -74,6 +74,8 @@ struct RequestSpec {
   // A request of the same prompt: this one waits until that one has its first token, or has ended, and then finds the
   // prompt in the prefix cache. 0: none.
   SequenceId follows = 0;
+  SessionId session = 0;     // whose turn it is: the prompt is what it appends. 0: of none
+  bool keeps_answer = true;  // the turn's; false: only the prompt is appended to the session
 };
 
 // A piece of an answer.

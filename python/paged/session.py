@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Session`: an agent's conversation, which tells the engine what it waits for."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from paged import _C
+from paged.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from paged.handle import Handle
+    from paged.llm import LLM
+    from paged.outputs import Completion
+
+Prompt = str | Sequence[int]
+Expectation = float | Sequence[tuple[float, float]]
+_APPEND_ONLY = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What became of a command.
+
+    Attributes:
+        status: "accepted"; "clipped", less than was asked for; "deferred" until the turn that runs has ended;
+            "rejected", and nothing has changed.
+        bytes: of the KV cache that it concerns.
+        until: on the clock of `time.monotonic()`, for what ends by itself.
+        reason: in words, where there is something to say.
+    """
+
+    status: Literal["accepted", "clipped", "deferred", "rejected"]
+    bytes: int
+    until: float | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Miss:
+    """Tokens that a turn computed though they had been computed before.
+
+    Attributes:
+        turn: counts from 1.
+        cause: "evicted" while the session was expected, or "expired": it was held no more.
+        by: id of the request that needed the last of the blocks.
+    """
+
+    turn: int
+    cause: Literal["evicted", "expired", "edited"]
+    num_tokens: int
+    by: int
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Where a session's tokens live, when it is expected back, and why turns computed what had been computed.
+
+    Attributes:
+        state: "idle", "paused", "queued", "waits for room" (its turn waits for blocks that nobody holds) or "running".
+        tool: that it waits for; "" if it was not said.
+        since: seconds in this state.
+        expected_in: seconds until it is back, as far as is known; infinite if nothing is.
+        is_held: sessions that wait for room do not get its blocks.
+        lease_left: seconds of `pin`.
+        resident_bytes: of its KV cache that are there.
+        charged_bytes: of those, with each block shared by the sessions that use it.
+        num_reused_tokens, num_computed_tokens: of all its turns' prompts, found in the cache and computed.
+    """
+
+    state: Literal["idle", "paused", "queued", "waits for room", "running"]
+    tool: str
+    since: float
+    expected_in: float
+    is_held: bool
+    lease_left: float
+    resident_bytes: int
+    charged_bytes: float
+    num_turns: int
+    num_reused_tokens: int
+    num_computed_tokens: int
+    misses: tuple[Miss, ...]
+
+
+class Session:
+    """A conversation that the engine keeps: its token ids, and the blocks of the KV cache that hold them while nobody
+    needs them more. Made by `LLM.session`. One turn at a time; from any thread. Close it, leave its `with` block or
+    drop it: what only it used is then worth nothing.
+
+    What is announced here (`pause`, `progress`, `eta`, `pin`) never changes an answer, only what is computed again, and
+    holds up nobody: a session that waits owns nothing that cannot be taken from it.
+    """
+
+    def __init__(self, llm: LLM, session_id: int, tenant: str) -> None:
+        self._llm = llm
+        self._engine = llm._running_engine()
+        self._id = session_id
+        self._tenant = tenant
+        self._turn: Handle | None = None
+        self._appends = False  # the turn: else it generates
+
+    # -- turns ---------------------------------------------------------------------------------------------------
+
+    def generate(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, priority: int = 0
+    ) -> Completion:
+        """Appends the prompt and the answer. As `LLM.generate` of all tokens so far and the prompt.
+
+        Args:
+            prompt: token ids, or a string; one that does not begin the session is tokenized without special tokens.
+
+        Raises:
+            ValueError, TypeError: it can never run, or asks for what turns do not have (n, prompt_logprobs).
+            RuntimeError: the turn before has not ended.
+            RequestError: it failed; the session keeps the prompt and what had come.
+        """
+        return self.stream(prompt, sampling_params, priority=priority).result()
+
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, priority: int = 0) -> Handle:
+        """As `generate`, and returns at once. A turn that is cancelled or stopped keeps what had come."""
+        params = self._llm.default_sampling_params if sampling_params is None else sampling_params
+        return self._submit(prompt, params, priority, keeps_answer=True)
+
+    def append(self, prompt: Prompt) -> Handle:
+        """Appends tokens and computes them, while the tool that the session waits for goes on. The next turn may come
+        at once: it waits for this one. The handle's answer is of no interest."""
+        return self._submit(prompt, _APPEND_ONLY, 0, keeps_answer=False)
+
+    def edit(self, span: tuple[int, int], prompt: Prompt) -> Receipt:
+        """Replaces the tokens [start, end); what stands behind them is computed again, so it is exact."""
+        start, end = span
+        tokens = self.token_ids
+        if not 0 <= start <= end <= len(tokens):
+            raise ValueError(f"a span is (start, end) within the session's {len(tokens)} tokens, got {span!r}")
+        rest = [*self._ids(prompt, begins=start == 0), *tokens[end:]]
+        receipt = self.rewind(start)
+        if receipt.status == "accepted" and rest:
+            self.append(rest)
+        return receipt
+
+    def fork(self) -> Session:
+        """Another session that continues from here. It shares what is there, and both pay for it.
+
+        Raises:
+            RuntimeError: the session is closed, or its turn runs.
+        """
+        self._settle()
+        child = _C.session_fork(self._engine, self._id)
+        if child == 0:
+            raise RuntimeError("a session is forked between two turns, and before it is closed")
+        return Session(self._llm, child, self._tenant)
+
+    # -- signals and commands ------------------------------------------------------------------------------------
+
+    def pause(self, tool: str = "", expect: Expectation | None = None) -> Receipt:
+        """It now waits for a tool: how long such tools take is learnt by their names.
+
+        Args:
+            expect: seconds until it is back, or quantiles of them, ((share, seconds), ...) ascending. How far such
+                guesses come true is learnt too.
+        """
+        self._settle()
+        return self._receipt(_C.session_pause(self._engine, self._id, tool, _quantiles(expect)))
+
+    def progress(self, share: float) -> Receipt:
+        """The tool has done this share, in (0, 1], of its work."""
+        return self._receipt(_C.session_progress(self._engine, self._id, share))
+
+    def eta(self, seconds: float) -> Receipt:
+        """The tool is back in so many seconds."""
+        return self._receipt(_C.session_eta(self._engine, self._id, seconds))
+
+    def rewind(self, num_tokens: int) -> Receipt:
+        """Goes back to its first `num_tokens` tokens."""
+        self._settle()
+        return self._receipt(_C.session_rewind(self._engine, self._id, num_tokens))
+
+    def pin(self, ttl: float, budget: int | None = None) -> Receipt:
+        """Its blocks go last for `ttl` seconds, if they take no more than `budget` bytes. A lease, not a lock: who runs
+        may still need them."""
+        if not 0 < ttl < math.inf:
+            raise ValueError(f"ttl takes a number of seconds above 0, got {ttl!r}")
+        self._settle()
+        most = 2**31 - 1 if budget is None else budget // self._llm._bytes_per_block
+        return self._receipt(_C.session_pin(self._engine, self._id, ttl, min(most, 2**31 - 1)))
+
+    def close(self) -> Receipt:
+        """Gives up what only it used; a turn that runs is cancelled. Again, it is rejected, and nothing happens."""
+        if self._turn is not None:
+            self._turn.cancel()
+            self._turn._wait_finished()
+        return self._receipt(_C.session_close(self._engine, self._id))
+
+    # -- about it ------------------------------------------------------------------------------------------------
+
+    @property
+    def token_ids(self) -> list[int]:
+        """All tokens, as of its last turn that has ended."""
+        self._settle()
+        return _C.session_tokens(self._engine, self._id)
+
+    def explain(self) -> Explanation:
+        """Where its tokens live, when it is expected back, and the cause of every miss.
+
+        Raises:
+            ValueError: it is closed.
+        """
+        told = _C.session_report(self._engine, self._id)
+        size = self._llm._bytes_per_block
+        return Explanation(
+            state=told["state"],
+            tool=told["tool"],
+            since=told["since"],
+            expected_in=told["expected_in"],
+            is_held=told["is_held"],
+            lease_left=told["lease_left"],
+            resident_bytes=told["num_resident_blocks"] * size,
+            charged_bytes=told["num_charged_blocks"] * size,
+            num_turns=told["num_turns"],
+            num_reused_tokens=told["num_reused_tokens"],
+            num_computed_tokens=told["num_computed_tokens"],
+            misses=tuple(Miss(*miss) for miss in told["misses"]),
+        )
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._llm.closed:
+            self.close()
+
+    def __del__(self) -> None:
+        _C.session_drop(self._engine, self._id)
+
+    def __repr__(self) -> str:
+        return f"Session(id={self._id}, tenant={self._tenant!r})"
+
+    # -- inside --------------------------------------------------------------------------------------------------
+
+    def _submit(self, prompt: Prompt, params: SamplingParams, priority: int, *, keeps_answer: bool) -> Handle:
+        if not isinstance(params, SamplingParams):
+            raise TypeError(f"expected SamplingParams, got {params!r}")
+        if params.n != 1 or params.prompt_logprobs is not None:
+            raise ValueError("a turn has one answer and no prompt_logprobs: use fork(), or LLM.generate")
+        self._settle()
+        length = _C.session_length(self._engine, self._id)
+        token_ids = self._ids(prompt, begins=length == 0)
+        total = length + len(token_ids)
+        if not token_ids or total >= self._llm.max_model_len:
+            raise ValueError(
+                f"a turn appends at least one token, and the session may then have at most "
+                f"{self._llm.max_model_len - 1}; got {len(token_ids)} tokens after {length}"
+            )
+        self._turn = self._llm._submit_turn(
+            self._id, token_ids, params, priority, num_prompt_tokens=total, keeps_answer=keeps_answer
+        )
+        self._appends = not keeps_answer
+        return self._turn
+
+    def _settle(self) -> None:
+        """Waits for what append() computes.
+
+        Raises:
+            RuntimeError: a turn that generates has not ended.
+        """
+        if self._turn is None or self._turn.done():
+            return
+        if not self._appends:
+            raise RuntimeError("the session's turn has not ended: wait for it, or cancel it")
+        self._turn._wait_finished()
+
+    def _ids(self, prompt: Prompt, *, begins: bool) -> list[int]:
+        if isinstance(prompt, str) and not begins:
+            return self._llm.tokenizer.encode(prompt, add_special_tokens=False)
+        return self._llm._token_ids(prompt if isinstance(prompt, str) else list(prompt))
+
+    def _receipt(self, given: tuple[str, int, float, str]) -> Receipt:
+        status, num_blocks, until, reason = given
+        return Receipt(status, num_blocks * self._llm._bytes_per_block, until or None, reason)  # type: ignore[arg-type]
+
+
+def _quantiles(expect: Expectation | None) -> list[tuple[float, float]]:
+    if expect is None:
+        return []
+    if isinstance(expect, int | float):
+        expect = [(0.5, expect)]
+    quantiles = [(float(share), float(seconds)) for share, seconds in expect]
+    if not all(0 < share < 1 and 0 <= seconds < math.inf for share, seconds in quantiles):
+        raise ValueError(f"expect takes seconds, or (share, seconds) with shares in (0, 1), got {expect!r}")
+    if any(a[0] >= b[0] or a[1] > b[1] for a, b in itertools.pairwise(quantiles)):
+        raise ValueError(f"quantiles are in ascending order, got {expect!r}")
+    return quantiles

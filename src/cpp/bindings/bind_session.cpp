@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+// Commands of sessions. Each runs on the engine thread between two steps and is waited for without the GIL.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bindings/gil_release.h"
+#include "bindings/module.h"
+#include "engine/engine.h"
+
+namespace py = pybind11;
+
+namespace paged {
+namespace {
+
+const char* name_of(ReceiptStatus status) {
+  switch (status) {
+    case ReceiptStatus::kAccepted: return "accepted";
+    case ReceiptStatus::kClipped: return "clipped";
+    case ReceiptStatus::kDeferred: return "deferred";
+    case ReceiptStatus::kRejected: return "rejected";
+  }
+  return "";
+}
+
+const char* name_of(SessionState state) {
+  switch (state) {
+    case SessionState::kIdle: return "idle";
+    case SessionState::kPaused: return "paused";
+    case SessionState::kQueued: return "queued";
+    case SessionState::kWaitsForRoom: return "waits for room";
+    case SessionState::kRunning: return "running";
+  }
+  return "";
+}
+
+const char* name_of(MissCause cause) {
+  switch (cause) {
+    case MissCause::kEvicted: return "evicted";
+    case MissCause::kExpired: return "expired";
+    case MissCause::kEdited: return "edited";
+  }
+  return "";
+}
+
+template <typename Result, typename Function>
+Result ask(Engine& engine, const Function& function) {
+  Result result = {};
+  const GilRelease release;
+  engine.run_between_steps([&](Scheduler& scheduler) { result = function(scheduler); });
+  return result;
+}
+
+// (status, blocks, until, reason)
+template <typename Function>
+py::tuple receipt(Engine& engine, const Function& function) {
+  const auto given = ask<Receipt>(engine, [&](Scheduler& scheduler) { return function(scheduler.sessions()); });
+  return py::make_tuple(name_of(given.status), given.num_blocks, given.until, given.reason);
+}
+
+SessionId open_session(Engine& engine, const std::string& tenant, double weight) {
+  return ask<SessionId>(engine, [&](Scheduler& scheduler) { return scheduler.open_session({tenant, weight, tenant}); });
+}
+
+SessionId fork_session(Engine& engine, SessionId parent) {
+  return ask<SessionId>(engine, [&](Scheduler& scheduler) { return scheduler.fork_session(parent); });
+}
+
+py::dict report(Engine& engine, SessionId id) {
+  const auto told = ask<SessionReport>(engine, [&](Scheduler& scheduler) { return scheduler.sessions().report(id); });
+  py::list misses;
+  for (const Miss& miss : told.misses)
+    misses.append(py::make_tuple(miss.turn, name_of(miss.cause), miss.num_tokens, miss.by));
+  py::dict result;
+  result["state"] = name_of(told.view.state);
+  result["tool"] = told.view.tool;
+  result["since"] = told.view.since;
+  result["num_resident_blocks"] = told.num_resident_blocks;
+  result["num_charged_blocks"] = told.num_charged_blocks;
+  result["is_held"] = told.is_held;
+  result["lease_left"] = told.lease_left;
+  result["expected_in"] = told.expected_in;
+  result["num_turns"] = told.num_turns;
+  result["num_computed_tokens"] = told.num_computed_tokens;
+  result["num_reused_tokens"] = told.num_reused_tokens;
+  result["misses"] = misses;
+  return result;
+}
+
+std::vector<TokenId> session_tokens(Engine& engine, SessionId id) {
+  return ask<std::vector<TokenId>>(engine, [&](Scheduler& scheduler) {
+    const Session* session = scheduler.sessions().find(id);
+    return session == nullptr ? std::vector<TokenId>() : session->tokens;
+  });
+}
+
+std::size_t session_length(Engine& engine, SessionId id) {
+  return ask<std::size_t>(engine, [&](Scheduler& scheduler) {
+    const Session* session = scheduler.sessions().find(id);
+    return session == nullptr ? 0 : session->tokens.size();
+  });
+}
+
+void drop_session(Engine& engine, SessionId id) {
+  const GilRelease release;
+  engine.run_some_time([id](Scheduler& scheduler) { scheduler.sessions().close(id); });
+}
+
+py::tuple close_session(Engine& engine, SessionId id) {
+  return receipt(engine, [&](SessionTable& table) { return table.close(id); });
+}
+
+py::tuple pause(Engine& engine, SessionId id, const std::string& tool,
+                const std::vector<std::pair<double, double>>& quantiles) {
+  return receipt(engine, [&](SessionTable& table) { return table.pause(id, tool, {quantiles}); });
+}
+
+py::tuple progress(Engine& engine, SessionId id, double share) {
+  return receipt(engine, [&](SessionTable& table) { return table.progress(id, share); });
+}
+
+py::tuple eta(Engine& engine, SessionId id, double seconds) {
+  return receipt(engine, [&](SessionTable& table) { return table.eta(id, seconds); });
+}
+
+py::tuple rewind(Engine& engine, SessionId id, std::int32_t num_tokens) {
+  return receipt(engine, [&](SessionTable& table) { return table.rewind(id, num_tokens); });
+}
+
+py::tuple pin(Engine& engine, SessionId id, double seconds, std::int32_t max_num_blocks) {
+  return receipt(engine, [&](SessionTable& table) { return table.pin(id, seconds, max_num_blocks); });
+}
+
+}  // namespace
+
+void bind_session(py::module_& module) {
+  const auto engine = py::arg("engine");
+  const auto id = py::arg("id");
+  module.def("session_open", &open_session, engine, py::arg("tenant"), py::arg("weight"));
+  module.def("session_fork", &fork_session, engine, id, "0: it is closed, or its turn runs.");
+  module.def("session_close", &close_session, engine, id, "Receipts are (status, blocks, until, reason).");
+  module.def("session_drop", &drop_session, engine, id, "Closes it some time, without waiting for it.");
+  module.def("session_pause", &pause, engine, id, py::arg("tool"), py::arg("quantiles"));
+  module.def("session_progress", &progress, engine, id, py::arg("share"));
+  module.def("session_eta", &eta, engine, id, py::arg("seconds"));
+  module.def("session_rewind", &rewind, engine, id, py::arg("num_tokens"));
+  module.def("session_pin", &pin, engine, id, py::arg("seconds"), py::arg("max_num_blocks"));
+  module.def("session_report", &report, engine, id);
+  module.def("session_tokens", &session_tokens, engine, id, "As they stood after its last turn.");
+  module.def("session_length", &session_length, engine, id);
+}
+
+}  // namespace paged
