@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import paged
+from step_gate import gated_llm
 from tiny_models import tiny_model
 
 GREEDY = paged.SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
@@ -51,15 +52,18 @@ def test_turns_equal_plain_requests_of_all_tokens(llm: paged.LLM) -> None:
         assert told.num_reused_tokens > 0 and told.resident_bytes > 0
 
 
-def test_stream_and_cancel_keep_what_has_come(llm: paged.LLM) -> None:
-    with llm.session() as session:
-        handle = session.stream(ids(1, 6), paged.SamplingParams(temperature=0.0, max_tokens=150, ignore_eos=True))
+def test_stream_and_cancel_keep_what_has_come(llm: paged.LLM, folder: Path) -> None:
+    long = paged.SamplingParams(temperature=0.0, max_tokens=150, ignore_eos=True)
+    with gated_llm(folder) as (gated, gate), gated.session() as session:
+        handle = session.stream(ids(1, 6), long)
+        gate.allow(3)
+        next(handle)
         with pytest.raises(RuntimeError, match="has not ended"):
             session.generate([5], GREEDY)
-        next(handle)
         handle.cancel()
-        completion = handle._completion() if handle._wait_finished() else None
-        assert completion is not None and completion.finish_reason == "cancelled"
+        gate.open()
+        completion = handle.result()
+        assert completion.finish_reason == "cancelled" and 0 < len(completion.token_ids) < 150
         assert session.token_ids == ids(1, 6) + completion.token_ids
         assert session.generate([7], GREEDY).token_ids == plain(llm, ids(1, 6) + completion.token_ids + [7])
 
