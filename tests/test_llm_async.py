@@ -53,6 +53,14 @@ def test_generate_and_stream_give_what_the_blocking_ones_do(llm: paged.LLM) -> N
     asyncio.run(main())
 
 
+def test_scores_are_those_of_the_blocking_call(llm: paged.LLM) -> None:
+    pairs = [([5, 6, 7], [8, 9]), ([5, 6], [10])]
+    expected = llm.score(pairs, use_tqdm=False)
+    assert asyncio.run(paged.AsyncLLM(llm).score(pairs)) == expected
+    with pytest.raises(ValueError, match="pair 1"):
+        asyncio.run(paged.AsyncLLM(llm).score([*pairs[:1], ([1] * 10_000, [2])]))
+
+
 def test_one_thread_serves_all_requests_of_all_loops(llm: paged.LLM) -> None:
     expected = llm.generate([5, 6], LONG).token_ids
     asyncio.run(tokens_of(llm.submit([5, 6], GREEDY)))  # the thread starts with the first wait

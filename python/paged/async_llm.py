@@ -11,6 +11,7 @@ from paged.handle import Handle
 from paged.llm import LLM, Messages, Prompt, TokenIds, Tools
 from paged.outputs import Completion
 from paged.sampling import SamplingParams
+from paged.scoring import Score, score_of, submit_pairs
 
 
 class AsyncLLM:
@@ -98,6 +99,17 @@ class AsyncLLM:
         finally:
             handle.cancel()
         return handle._completion()
+
+    async def score(self, pairs: Sequence[tuple[Prompt, Prompt]], *, priority: int = 0) -> list[Score]:
+        """As `LLM.score`."""
+        submitted = submit_pairs(self.llm, pairs, priority)
+        try:
+            for handle, _ in submitted:
+                await handle._ready(until_finished=True)
+        finally:
+            for handle, _ in submitted:
+                handle.cancel()
+        return [score_of(handle, continuation) for handle, continuation in submitted]
 
     async def close(self) -> None:
         """As `LLM.close`, without blocking the event loop."""

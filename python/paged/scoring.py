@@ -43,6 +43,17 @@ class Score:
 
 def score(llm: LLM, pairs: Sequence[tuple[Prompt, Prompt]], *, use_tqdm: bool, priority: int) -> list[Score]:
     """See `LLM.score`."""
+    submitted = submit_pairs(llm, pairs, priority)
+    try:
+        wait_all([handle for handle, _ in submitted], use_tqdm)
+    finally:
+        for handle, _ in submitted:
+            handle.cancel()
+    return [score_of(handle, continuation) for handle, continuation in submitted]
+
+
+def submit_pairs(llm: LLM, pairs: Sequence[tuple[Prompt, Prompt]], priority: int) -> list[tuple[Handle, TokenIds]]:
+    """A request and the continuation for each pair; none is left behind when one is refused."""
     if isinstance(pairs, str | bytes) or not isinstance(pairs, Sequence):
         raise TypeError(f"pairs takes a list of (prompt, continuation), got {shown(pairs)}")
     texts = [_encode_pair(llm, index, pair) for index, pair in enumerate(pairs)]
@@ -59,11 +70,11 @@ def score(llm: LLM, pairs: Sequence[tuple[Prompt, Prompt]], *, use_tqdm: bool, p
                 )
             except ValueError as error:
                 raise ValueError(f"pair {index} of {len(pairs)}: {error}") from error
-        wait_all(list(handles.values()), use_tqdm)
-    finally:
+    except BaseException:
         for handle in handles.values():
             handle.cancel()
-    return [_score_of(handles[index], texts[index][1]) for index in range(len(texts))]
+        raise
+    return [(handles[index], continuation) for index, (_, continuation) in enumerate(texts)]
 
 
 def shared_beginnings(sequences: Sequence[Sequence[int]]) -> list[int | None]:
@@ -115,7 +126,8 @@ def _params(prompt: TokenIds, continuation: TokenIds) -> SamplingParams:
     )  # fmt: skip
 
 
-def _score_of(handle: Handle, continuation: TokenIds) -> Score:
+def score_of(handle: Handle, continuation: TokenIds) -> Score:
+    """What a finished request of `submit_pairs` found."""
     completion = handle._completion()
     if completion.error is not None or completion.logprobs is None or len(completion.token_ids) != 1:
         raise RequestError(completion.error or f"it was ended early: {completion.finish_reason}", completion)
