@@ -16,7 +16,8 @@ from paged import _C
 
 HIDDEN, VOCAB, ROWS, POSITIONS, BLOCKS, BLOCK = 16, 32, 3, 32, 4, 8
 F32, I32 = np.float32, np.int32
-NOT_CONSTRUCTIBLE = ("Request", "GuideQuestion", "GuideDesk", "EngineStats", "Trace", "ops.WeightMatrix")
+NOT_CONSTRUCTIBLE = ("Request", "GuideQuestion", "GuideDesk", "EngineStats", "Trace", "ops.WeightMatrix",
+                     "ReplayResult")  # fmt: skip
 NEEDS_GPU = ("GpuExecutor", "gpu_properties", "gpu_free_bytes", "Program.add_stacked_matrix")
 Arguments = dict[str, Any]
 Call = tuple[Callable[..., Any], Arguments]
@@ -135,6 +136,31 @@ def params() -> Any:
     return result
 
 
+def replay_config() -> Any:
+    result = _C.ReplayConfig()
+    result.num_blocks, result.max_model_len = 16, 40
+    return result
+
+
+def replay_arguments() -> Arguments:
+    """An agent of two turns, the first of which spawns another."""
+    turns = [[-1, 4, 2, 1.0, 0.5, 1, 1], [3, 2, 1, 0.0, -1.0, 0, -1], [-1, 1, 1, 0.0, -1.0, 0, -1]]
+    agents = np.array([[1, 0, 3, 2], [0, 0, 0, 1]])
+    return {
+        "agents": agents, "turns": np.array(turns), "config": replay_config(), "policy": "hazard", "ttl_seconds": 2.0
+    }  # fmt: skip
+
+
+def set_and_replay(name: str) -> Callable[..., None]:
+    def call(value: Any) -> None:
+        arguments = replay_arguments()
+        setattr(arguments["config"], name, value)
+        if arguments["config"].num_blocks <= 1 << 16 and arguments["config"].max_num_sequences <= 1 << 16:
+            _C.replay(**arguments)
+
+    return call
+
+
 class Model:
     """The objects of one example, made when a call needs them."""
 
@@ -230,8 +256,15 @@ def program_calls() -> dict[str, Call]:
             "bytes": b"abc", "offsets": np.array([0, 1, 3]), "is_special": np.array([True, False]),
         }),
         "Engine": (_C.Engine, engine_arguments()),
+        "replay": (_C.replay, replay_arguments()),
+        "ReplayConfig": (_C.ReplayConfig, {}),
+        "ReplayConfig.set_device": (replay_config().set_device, {
+            "base": 1.0, "per_token": 0.1, "per_token_pair": 0.0, "decode_base": 1.0, "per_decoded_context_token": 0.0,
+        }),
         **{name: (operator.attrgetter(name)(_C), {}) for name in NOT_CONSTRUCTIBLE},
     }  # fmt: skip
+    for name in settable(_C.ReplayConfig):
+        calls[f"ReplayConfig.{name}="] = (set_and_replay(name), {"value": getattr(replay_config(), name)})
     calls |= {f"Program.add_op of {call[1]['kind']} {i}": call for i, call in enumerate(ops_of(prog))}
     return calls
 
@@ -339,8 +372,6 @@ def bound_callables() -> set[str]:
                 continue
             if isinstance(member, type) and issubclass(member, Exception):
                 continue
-            if name.lower().startswith("replay"):
-                continue  # of the replay of agents, whose traces are its own
             found.add(prefix + name)
             if name == "GpuExecutor":
                 continue  # only where there is a GPU; its methods are those of ProgramExecutor

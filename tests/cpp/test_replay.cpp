@@ -49,5 +49,32 @@ TEST(a_replay_repeats_itself) {
   }
 }
 
+TEST(traces_that_cannot_be_are_refused) {
+  const auto refused = [](const std::vector<ReplayAgent>& agents, const ReplayConfig& with) {
+    try {
+      replay(agents, with);
+    } catch (const std::invalid_argument&) {
+      return true;
+    }
+    return false;
+  };
+  std::vector<ReplayAgent> agents(2);
+  for (ReplayAgent& agent : agents) agent.turns = {{-1, 20, 3, 7.0, -1.0, 0, -1}};
+  CHECK(!refused(agents, config("lru")));
+  for (const auto& spoil : std::initializer_list<void (*)(std::vector<ReplayAgent>&)>{
+           [](auto& a) { a[0].turns.clear(); }, [](auto& a) { a[0].turns[0].gap = std::nan(""); },
+           [](auto& a) { a[0].turns[0].append = 400; }, [](auto& a) { a[0].turns[0].output = 0; },
+           [](auto& a) { a[0].turns[0].append = -1; }, [](auto& a) { a[0].turns[0].spawn = 1; },
+           [](auto& a) { a[0].turns[0].spawn = 2; }, [](auto& a) { a[1].is_root = false; },
+           [](auto& a) { a[0].num_prefix_tokens = -1; }}) {
+    std::vector<ReplayAgent> spoilt = agents;
+    spoil(spoilt);
+    CHECK(refused(spoilt, config("lru")));
+  }
+  ReplayConfig endless = config("lru");
+  endless.device.base = std::nan("");
+  CHECK(refused(agents, endless));
+}
+
 }  // namespace
 }  // namespace paged

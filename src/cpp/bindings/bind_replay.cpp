@@ -18,6 +18,12 @@ namespace {
 using Doubles = py::array_t<double, py::array::c_style | py::array::forcecast>;
 using Int64s = py::array_t<std::int64_t, py::array::c_style | py::array::forcecast>;
 
+std::int32_t int32_from(double value) {
+  constexpr double kLimit = 2147483647.0;
+  PAGED_CHECK(value >= -kLimit && value <= kLimit, "a count in a trace must fit into 32 bits, got ", value);
+  return static_cast<std::int32_t>(value);
+}
+
 // agents: [n, 4] is_root, prefix, num_prefix_tokens, num_turns; turns: [sum of num_turns, 7] in the order of the
 // fields.
 std::vector<ReplayAgent> agents_from(const Int64s& agents, const Doubles& turns) {
@@ -27,16 +33,16 @@ std::vector<ReplayAgent> agents_from(const Int64s& agents, const Doubles& turns)
   const auto turn = turns.unchecked<2>();
   std::vector<ReplayAgent> result;
   py::ssize_t next = 0;
-  const auto integer = [&](py::ssize_t field) { return static_cast<std::int32_t>(turn(next, field)); };
+  const auto integer = [&](py::ssize_t field) { return int32_from(turn(next, field)); };
   for (py::ssize_t i = 0; i < agent.shape(0); ++i) {
     ReplayAgent& added = result.emplace_back();
     added.is_root = agent(i, 0) != 0;
-    added.prefix = static_cast<std::int32_t>(agent(i, 1));
-    added.num_prefix_tokens = static_cast<std::int32_t>(agent(i, 2));
-    PAGED_CHECK(agent(i, 3) > 0 && next + agent(i, 3) <= turn.shape(0), "agent ", i, " has ", agent(i, 3), " turns");
+    added.prefix = int32_from(static_cast<double>(agent(i, 1)));
+    added.num_prefix_tokens = int32_from(static_cast<double>(agent(i, 2)));
+    PAGED_CHECK(agent(i, 3) > 0 && agent(i, 3) <= turn.shape(0) - next, "agent ", i, " has ", agent(i, 3),
+                " turns, and ", turn.shape(0) - next, " are left");
     for (std::int64_t left = agent(i, 3); left > 0; --left, ++next) {
       added.turns.push_back({integer(0), integer(1), integer(2), turn(next, 3), turn(next, 4), integer(5), integer(6)});
-      PAGED_CHECK(integer(6) < agent.shape(0), "a turn spawns agent ", integer(6), " of ", agent.shape(0));
     }
   }
   return result;

@@ -243,11 +243,66 @@ class Replay {
   ReplayResult result_;
 };
 
+constexpr double kMaxSeconds = 1e9;
+
+void check_seconds(double seconds, const char* what) {
+  PAGED_CHECK(seconds >= 0.0 && seconds <= kMaxSeconds, what, " must be within 0 and ", kMaxSeconds, ", got ", seconds);
+}
+
+void check_config(const ReplayConfig& config) {
+  PAGED_CHECK(config.policy != nullptr, "a replay needs a policy");
+  PAGED_CHECK(config.num_slots >= 1, "num_slots must be at least 1, got ", config.num_slots);
+  check_seconds(config.stagger, "stagger");
+  check_seconds(config.device.base, "base");
+  check_seconds(config.device.prefill.per_token, "per_token");
+  check_seconds(config.device.prefill.per_token_pair, "per_token_pair");
+  check_seconds(config.device.decode_base, "decode_base");
+  check_seconds(config.device.per_decoded_context_token, "per_decoded_context_token");
+}
+
+// Tokens after the turn, which begins with `length` of them.
+std::int64_t checked_length(const ReplayTurn& turn, std::int64_t length, const ReplayConfig& config) {
+  check_seconds(turn.gap, "a gap");
+  PAGED_CHECK(turn.guess <= kMaxSeconds, "a guess must be at most ", kMaxSeconds, " seconds, got ", turn.guess);
+  PAGED_CHECK(turn.append >= 0 && turn.output >= 1, "a turn appends ", turn.append, " tokens and generates ",
+              turn.output, "; at least 0 and 1 are possible");
+  if (turn.keep >= 0) length = std::min<std::int64_t>(length, turn.keep);
+  length += turn.append;
+  PAGED_CHECK(length >= 1 && length + turn.output <= config.max_model_len, "a turn has ", length, " tokens and ",
+              turn.output, " to come; at least 1, and together at most max_model_len = ", config.max_model_len);
+  return length + turn.output;
+}
+
+// Every agent begins once, as a root or spawned, and stays within what the core can run.
+void check_agents(const std::vector<ReplayAgent>& agents, const ReplayConfig& config) {
+  std::vector<std::pair<std::size_t, std::int64_t>> to_begin;  // with so many tokens
+  for (std::size_t i = 0; i < agents.size(); ++i) {
+    PAGED_CHECK(!agents[i].turns.empty(), "agent ", i, " has no turn");
+    PAGED_CHECK(agents[i].num_prefix_tokens >= 0, "agent ", i, " has ", agents[i].num_prefix_tokens, " prefix tokens");
+    if (agents[i].is_root) to_begin.emplace_back(i, agents[i].num_prefix_tokens);
+  }
+  std::vector<bool> begun(agents.size());
+  while (!to_begin.empty()) {
+    auto [index, length] = to_begin.back();
+    to_begin.pop_back();
+    PAGED_CHECK(!begun[index], "agent ", index, " begins twice");
+    begun[index] = true;
+    for (const ReplayTurn& turn : agents[index].turns) {
+      length = checked_length(turn, length, config);
+      if (turn.spawn < 0) continue;
+      PAGED_CHECK(turn.spawn < std::ssize(agents), "a turn spawns agent ", turn.spawn, " of ", agents.size());
+      to_begin.emplace_back(turn.spawn, length);
+    }
+  }
+  for (std::size_t i = 0; i < agents.size(); ++i)
+    PAGED_CHECK(begun[i], "agent ", i, " is no root, and nobody spawns it");
+}
+
 }  // namespace
 
 ReplayResult replay(const std::vector<ReplayAgent>& agents, const ReplayConfig& config) {
-  PAGED_CHECK(config.policy != nullptr, "a replay needs a policy");
-  for (const ReplayAgent& agent : agents) PAGED_CHECK(!agent.turns.empty(), "an agent needs at least one turn");
+  check_config(config);
+  check_agents(agents, config);
   return Replay(agents, config).run();
 }
 
