@@ -170,27 +170,32 @@ def test_an_exception_releases_what_was_made_until_then(folder: Path, tmp_path: 
 
 def test_two_engines_keep_to_their_budgets_and_to_their_sum(folder: Path) -> None:
     """Pools are touched as they fill, so resident memory shows what each really takes."""
-    budgets = (16 << 20, 32 << 20)
-    bytes_per_block = 2 * 3 * 2 * 16 * 4 * 16  # keys and values, layers, heads, head_dim, bytes, tokens
-    gc.collect()
-    before = resident_bytes()
-    one, two = (paged.LLM(folder, dtype="float32", num_threads=1, kv_cache_bytes=bytes) for bytes in budgets)
-    with one, two:
-        empty = resident_bytes()
-        for llm, budget in zip((one, two), budgets, strict=True):
-            stats = llm.stats()
-            assert budget - bytes_per_block < stats.num_blocks * bytes_per_block <= budget
-            count = stats.num_blocks * 16 // 240 + 10  # more than it holds
-            prompts = [[i % 300 + 1, i // 300 + 1, *[7] * 238] for i in range(count)]
-            llm.generate(prompts, paged.SamplingParams(max_tokens=1), use_tqdm=False)
-            assert llm.stats().num_cached_blocks > 0.9 * stats.num_blocks
-        full = resident_bytes()
-        assert 0.8 * sum(budgets) < full - empty < sum(budgets) + (6 << 20)
-        one.close()
-        assert full - resident_bytes() > 0.8 * budgets[0]  # the one's, at once; the other's stays
-        assert two.generate([1], PARAMS).finish_reason == "length"
-    gc.collect()
-    assert resident_bytes() - before < 8 << 20
+    run(
+        folder,
+        """
+        from test_llm_lifetime import resident_bytes
+        budgets = (16 << 20, 32 << 20)
+        bytes_per_block = 2 * 3 * 2 * 16 * 4 * 16  # keys and values, layers, heads, head_dim, bytes, tokens
+        before = resident_bytes()
+        one, two = (paged.LLM(folder, dtype="float32", num_threads=1, kv_cache_bytes=size) for size in budgets)
+        with one, two:
+            empty = resident_bytes()
+            for llm, budget in zip((one, two), budgets, strict=True):
+                stats = llm.stats()
+                assert budget - bytes_per_block < stats.num_blocks * bytes_per_block <= budget
+                count = stats.num_blocks * 16 // 240 + 10  # more than it holds
+                prompts = [[i % 300 + 1, i // 300 + 1, *[7] * 238] for i in range(count)]
+                llm.generate(prompts, paged.SamplingParams(max_tokens=1), use_tqdm=False)
+                assert llm.stats().num_cached_blocks > 0.9 * stats.num_blocks
+            full = resident_bytes()
+            assert 0.8 * sum(budgets) < full - empty < sum(budgets) + (6 << 20), (empty, full)
+            one.close()
+            assert full - resident_bytes() > 0.8 * budgets[0]  # the one's, at once; the other's stays
+            assert two.generate([1], params).finish_reason == "length"
+        gc.collect()
+        assert resident_bytes() - before < 8 << 20, (before, resident_bytes())
+    """,
+    )
 
 
 def test_a_failed_device_tells_everybody_the_first_cause_and_can_be_rebuilt(

@@ -13,6 +13,7 @@ import pytest
 import paged
 from paged.metrics import StepTimes, prometheus_text
 from step_gate import gated_llm
+from test_llm_handle import eventually
 from tiny_models import tiny_model
 
 GREEDY = paged.SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)
@@ -50,8 +51,8 @@ def test_queue_and_blocks_are_seen_while_requests_run(folder: Path) -> None:
     with gated_llm(folder, max_num_sequences=2) as (llm, gate):
         handles = [llm.submit([i] * 20, GREEDY) for i in range(5)]
         gate.allow(3)
-        while not all(handle._request.ready(until_finished=False) for handle in handles[:2]):
-            pass
+        # The first step may begin before all are there.
+        eventually(lambda: llm.stats().num_waiting == 3 and handles[1]._request.ready(until_finished=False))
         stats = llm.stats()
         assert (stats.num_running, stats.num_waiting) == (2, 3)
         assert stats.num_used_blocks == 4 == stats.num_blocks - stats.num_free_blocks
