@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+
+import paged
+from backends import DEVICES, open_llm
 
 
 class _RealModels(dict[str, Path]):
@@ -33,3 +36,18 @@ def real_models() -> Mapping[str, Path]:
 
         found["smollm2-135m-instruct.gguf"] = pull("smollm2-135m")
     return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama with random weights; a module that needs another model has a fixture of this name."""
+    from tiny_models import tiny_model
+
+    return tiny_model("llama").save(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="module", params=DEVICES)
+def llm(request: pytest.FixtureRequest, folder: Path) -> Iterator[paged.LLM]:
+    """The module's `folder` on every device of this build."""
+    with open_llm(folder, request.param) as llm:
+        yield llm

@@ -19,7 +19,6 @@ pytest.importorskip("ray.data", reason="Ray Data is not installed: pip install '
 
 from paged import SamplingParams  # noqa: E402
 from paged.integrations.ray import GenerateWorker, assigned_options, generate  # noqa: E402
-from tiny_models import tiny_model  # noqa: E402
 
 OPTIONS = {"dtype": "float32", "kv_cache_bytes": 16 << 20}
 PARAMS = SamplingParams(temperature=1.0, max_tokens=40)  # hot: tokens differ with the seed
@@ -34,11 +33,6 @@ def cluster() -> Iterator[None]:
     ray.data.DataContext.get_current().enable_progress_bars = False
     yield
     ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model("llama").save(tmp_path_factory.mktemp("llama"))
 
 
 def run_here(worker: GenerateWorker, batch: dict[str, Any]) -> dict[str, Any]:

@@ -14,15 +14,9 @@ import pytest
 
 import paged
 from step_gate import StepGate, gated_llm
-from tiny_models import tiny_model
 
 GREEDY = paged.SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)
 LONG = paged.SamplingParams(temperature=0.0, max_tokens=240, ignore_eos=True)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model("llama").save(tmp_path_factory.mktemp("llama"))
 
 
 @pytest.fixture(scope="module")

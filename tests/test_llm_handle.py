@@ -19,15 +19,10 @@ import torch
 
 import paged
 from step_gate import gated_llm
-from tiny_models import build, tiny_model
+from tiny_models import build
 
 GREEDY = paged.SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)
 LONG = paged.SamplingParams(temperature=0.0, max_tokens=240, ignore_eos=True)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model("llama").save(tmp_path_factory.mktemp("llama"))
 
 
 @pytest.fixture(scope="module")

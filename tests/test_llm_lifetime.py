@@ -20,14 +20,8 @@ import pytest
 
 import paged
 from paged import _C
-from tiny_models import tiny_model
 
 PARAMS = paged.SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model("llama").save(tmp_path_factory.mktemp("llama"))
 
 
 def resident_bytes() -> int:

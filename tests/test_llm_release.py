@@ -35,11 +35,6 @@ PRELUDE = """
 """
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model("llama").save(tmp_path_factory.mktemp("llama"))
-
-
 def run(folder: Path, code: str) -> None:
     """In an interpreter of its own, which ends by itself, without a word."""
     source = textwrap.dedent(PRELUDE.format(folder=str(folder))) + textwrap.dedent(code)

@@ -11,14 +11,8 @@ from pathlib import Path
 import pytest
 
 import paged
-from tiny_models import tiny_model
 
 GREEDY = paged.SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model("llama").save(tmp_path_factory.mktemp("llama"))
 
 
 @pytest.fixture(scope="module")

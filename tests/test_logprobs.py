@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,6 @@ import paged
 from backends import DEVICES, GPU, open_llm
 from sampling_definition import PROMPT, VOCAB, cut, log_softmax, model_logits, penalised, run, values
 from tiny_models import tiny_model
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model("llama").save(tmp_path_factory.mktemp("llama"))
-
-
-@pytest.fixture(scope="module", params=DEVICES)
-def llm(request: pytest.FixtureRequest, folder: Path) -> Iterator[paged.LLM]:
-    with open_llm(folder, request.param) as llm:
-        yield llm
 
 
 @pytest.mark.parametrize(

@@ -14,14 +14,8 @@ import paged
 from paged.metrics import StepTimes, prometheus_text
 from step_gate import gated_llm
 from test_llm_handle import eventually
-from tiny_models import tiny_model
 
 GREEDY = paged.SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model("llama").save(tmp_path_factory.mktemp("llama"))
 
 
 @pytest.fixture

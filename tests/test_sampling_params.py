@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +18,8 @@ import pytest
 import torch
 
 import paged
-from backends import DEVICES, open_llm
+from backends import open_llm
 from sampling_definition import PROMPT, VOCAB, cut, log_softmax, model_logits, penalised, run, values
-from tiny_models import tiny_model
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model("llama").save(tmp_path_factory.mktemp("llama"))
-
-
-@pytest.fixture(scope="module", params=DEVICES)
-def llm(request: pytest.FixtureRequest, folder: Path) -> Iterator[paged.LLM]:
-    with open_llm(folder, request.param) as llm:
-        yield llm
-
 
 EDITS: list[dict[str, Any]] = [
     {},

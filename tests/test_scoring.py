@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 
 import paged
-from backends import DEVICES, open_llm
+from backends import open_llm
 from paged import BeamSearchParams, beam_search
 from paged.scoring import shared_beginnings
 from sampling_definition import VOCAB, log_softmax, model_logits
@@ -25,12 +24,6 @@ Pair = tuple[list[int], list[int]]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_with_tokenizer(tmp_path_factory.mktemp("llama"))
-
-
-@pytest.fixture(scope="module", params=DEVICES)
-def llm(request: pytest.FixtureRequest, folder: Path) -> Iterator[paged.LLM]:
-    with open_llm(folder, request.param) as llm:
-        yield llm
 
 
 def random_tokens(rng: np.random.Generator, count: int) -> list[int]:

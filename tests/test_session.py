@@ -13,14 +13,8 @@ import pytest
 
 import paged
 from step_gate import gated_llm
-from tiny_models import tiny_model
 
 GREEDY = paged.SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model("llama").save(tmp_path_factory.mktemp("llama"))
 
 
 @pytest.fixture(scope="module")

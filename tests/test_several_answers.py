@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +12,13 @@ import numpy as np
 import pytest
 
 import paged
-from backends import DEVICES, open_llm
+from backends import open_llm
 from paged.guide import Mask
 from step_gate import gated_llm
 from test_llm_handle import eventually
-from tiny_models import tiny_model
 
 VOCAB = 320
 PROMPT = list(range(3, 75))  # four blocks and a half
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model("llama").save(tmp_path_factory.mktemp("llama"))
-
-
-@pytest.fixture(scope="module", params=DEVICES)
-def llm(request: pytest.FixtureRequest, folder: Path) -> Iterator[paged.LLM]:
-    with open_llm(folder, request.param) as llm:
-        yield llm
 
 
 def sampled(**settings: Any) -> paged.SamplingParams:

@@ -7,7 +7,6 @@ import json
 import math
 import re
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 import paged
-from backends import DEVICES, open_llm
+from backends import open_llm
 from paged import SamplingParams, StructuredOutputsParams, grammar
 from tiny_models import tiny_model
 
@@ -50,12 +49,6 @@ def save_with_tokenizer(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_with_tokenizer(tmp_path_factory.mktemp("llama"))
-
-
-@pytest.fixture(scope="module", params=DEVICES)
-def llm(request: pytest.FixtureRequest, folder: Path) -> Iterator[paged.LLM]:
-    with open_llm(folder, request.param) as llm:
-        yield llm
 
 
 def structured(seed: int = 0, max_tokens: int = 120, **kind: Any) -> SamplingParams:
