@@ -25,27 +25,4 @@ __device__ __forceinline__ Vec<float, 4> load_from_rank(const float* shared, int
   return v;
 }
 
-// gpu.h's launch(), in clusters of so many blocks along x.
-template <class... Params, class... Args>
-void launch_clusters(int cluster, void (*kernel)(Params...), dim3 grid, dim3 block, std::size_t shared_bytes,
-                     Stream stream, const Args&... args) {
-  check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(shared_bytes)),
-        "raising a kernel's shared memory");
-  cudaLaunchAttribute attributes[2]{};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim.x = static_cast<unsigned>(cluster);
-  attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = block;
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
-  config.attrs = attributes;
-  config.numAttrs = 2;
-  check(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...), "kernel launch");
-}
-
 }  // namespace paged::gpu

@@ -112,25 +112,35 @@ __host__ __device__ inline std::uint16_t float_to_bfloat(float value) {
   return __bfloat16_as_ushort(__float2bfloat16_rn(value));
 }
 
-// With programmatic dependent launch: the grid may start while its predecessor on the stream still runs.
+// gpu.h's launch(), in clusters of so many blocks along x. With programmatic dependent launch: the grid may start while
+// its predecessor on the stream still runs.
 template <class... Params, class... Args>
-void launch(void (*kernel)(Params...), dim3 grid, dim3 block, std::size_t shared_bytes, Stream stream,
-            const Args&... args) {
+void launch_clusters(int cluster, void (*kernel)(Params...), dim3 grid, dim3 block, std::size_t shared_bytes,
+                     Stream stream, const Args&... args) {
   if (shared_bytes > 48 * 1024)
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(shared_bytes)),
           "raising a kernel's shared memory");
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2]{};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim.x = static_cast<unsigned>(cluster);
+  attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
+  config.attrs = attributes;
+  config.numAttrs = cluster > 1 ? 2 : 1;
   check(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...), "kernel launch");
+}
+
+template <class... Params, class... Args>
+void launch(void (*kernel)(Params...), dim3 grid, dim3 block, std::size_t shared_bytes, Stream stream,
+            const Args&... args) {
+  launch_clusters(1, kernel, grid, block, shared_bytes, stream, args...);
 }
 
 }  // namespace paged::gpu
