@@ -19,6 +19,13 @@
 
 namespace paged::test {
 
+// The emulator's threads switch slowly under a sanitizer that follows their stacks.
+#if defined(__SANITIZE_ADDRESS__)
+constexpr bool kHasSlowThreads = true;
+#else
+constexpr bool kHasSlowThreads = false;
+#endif
+
 inline std::uint16_t to_bfloat16(float value) {
   std::uint32_t bits;
   std::memcpy(&bits, &value, 4);

@@ -10,11 +10,7 @@ namespace paged::test {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-#if defined(__SANITIZE_ADDRESS__)
-constexpr int kShare = 10;  // of the rows: the emulator's threads switch slowly there
-#else
-constexpr int kShare = 1;
-#endif
+constexpr int kShare = kHasSlowThreads ? 10 : 1;  // of the rows
 
 template <class T>
 OnDevice upload(Gpu& gpu, const std::vector<T>& values) {

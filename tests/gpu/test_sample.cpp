@@ -10,11 +10,7 @@ namespace paged::test {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-#if defined(__SANITIZE_ADDRESS__)
-constexpr int kShare = 20;  // of the cases: the emulator's threads switch slowly there
-#else
-constexpr int kShare = 1;
-#endif
+constexpr int kShare = kHasSlowThreads ? 20 : 1;  // of the cases
 
 // Rows of logits and how each is sampled.
 struct Rows {
