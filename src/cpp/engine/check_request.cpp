@@ -57,4 +57,16 @@ void check_request(const RequestSpec& spec, std::int32_t vocab_size, bool has_to
   PAGED_CHECK(s.stop.empty() || has_tokenizer, "stop strings need a tokenizer, and this model has none");
 }
 
+void check_fits(const SchedulerConfig& config, const ExecutorLimits& limits) {
+  const auto check = [](const char* name, std::int32_t asked, std::int32_t limit) {
+    PAGED_CHECK(limit == 0 || asked <= limit, name, " is ", asked, ", but the executor was made for ", limit);
+  };
+  check("num_blocks", config.num_blocks, limits.num_blocks);
+  check("max_model_len", config.max_model_len, limits.max_seq_len);
+  check("max_num_batched_tokens", config.max_num_batched_tokens, limits.max_tokens);
+  check("max_num_sequences", std::min(config.max_num_sequences, config.max_num_batched_tokens), limits.max_sequences);
+  PAGED_CHECK(limits.block_size == 0 || config.block_size == limits.block_size, "block_size is ", config.block_size,
+              ", but the executor was made for ", limits.block_size);
+}
+
 }  // namespace paged

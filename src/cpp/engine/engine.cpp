@@ -33,19 +33,6 @@ BatchView view_of(const StepBatch& batch) {
   return view;
 }
 
-// Throws std::invalid_argument for an executor that the scheduler's steps would overrun.
-void check_fits(const SchedulerConfig& config, const ExecutorLimits& limits) {
-  const auto check = [](const char* name, std::int32_t asked, std::int32_t limit) {
-    PAGED_CHECK(limit == 0 || asked <= limit, name, " is ", asked, ", but the executor was made for ", limit);
-  };
-  check("num_blocks", config.num_blocks, limits.num_blocks);
-  check("max_model_len", config.max_model_len, limits.max_seq_len);
-  check("max_num_batched_tokens", config.max_num_batched_tokens, limits.max_tokens);
-  check("max_num_sequences", std::min(config.max_num_sequences, config.max_num_batched_tokens), limits.max_sequences);
-  PAGED_CHECK(limits.block_size == 0 || config.block_size == limits.block_size, "block_size is ", config.block_size,
-              ", but the executor was made for ", limits.block_size);
-}
-
 SchedulerConfig config_for(const Executor& executor, SchedulerConfig config) {
   check_fits(config, executor.limits());
   config.max_steps_in_flight = executor.max_steps_in_flight();
