@@ -59,12 +59,7 @@ class AsyncLLM:
     ) -> Completion | list[Completion]:
         """As `LLM.generate`."""
         handles, is_single = self.llm._submit_all(prompts, sampling_params, priority)
-        try:
-            for handle in handles:
-                await handle._ready(until_finished=True)
-        finally:
-            for handle in handles:
-                handle.cancel()
+        await _wait_all(handles)
         completions = [handle._completion() for handle in handles]
         return completions[0] if is_single else completions
 
@@ -94,21 +89,13 @@ class AsyncLLM:
         handle = self.llm._submit_chat(messages, sampling_params, tools)
         if stream:
             return handle
-        try:
-            await handle._ready(until_finished=True)
-        finally:
-            handle.cancel()
+        await _wait_all([handle])
         return handle._completion()
 
     async def score(self, pairs: Sequence[tuple[Prompt, Prompt]], *, priority: int = 0) -> list[Score]:
         """As `LLM.score`."""
         submitted = submit_pairs(self.llm, pairs, priority)
-        try:
-            for handle, _ in submitted:
-                await handle._ready(until_finished=True)
-        finally:
-            for handle, _ in submitted:
-                handle.cancel()
+        await _wait_all([handle for handle, _ in submitted])
         return [score_of(handle, continuation) for handle, continuation in submitted]
 
     async def close(self) -> None:
@@ -125,3 +112,13 @@ class AsyncLLM:
 
     def __repr__(self) -> str:
         return f"Async{self.llm!r}"
+
+
+async def _wait_all(handles: Sequence[Handle]) -> None:
+    """Until all have finished; who is not waited for any more is cancelled."""
+    try:
+        for handle in handles:
+            await handle._ready(until_finished=True)
+    finally:
+        for handle in handles:
+            handle.cancel()
