@@ -12,6 +12,7 @@ from paged.llm import LLM, Messages, Prompt, TokenIds, Tools
 from paged.outputs import Completion
 from paged.sampling import SamplingParams
 from paged.scoring import Score, score_of, submit_pairs
+from paged.waiting import wait_all_async
 
 
 class AsyncLLM:
@@ -59,7 +60,7 @@ class AsyncLLM:
     ) -> Completion | list[Completion]:
         """As `LLM.generate`."""
         handles, is_single = self.llm._submit_all(prompts, sampling_params, priority)
-        await _wait_all(handles)
+        await wait_all_async(handles)
         completions = [handle._completion() for handle in handles]
         return completions[0] if is_single else completions
 
@@ -89,13 +90,13 @@ class AsyncLLM:
         handle = self.llm._submit_chat(messages, sampling_params, tools)
         if stream:
             return handle
-        await _wait_all([handle])
+        await wait_all_async([handle])
         return handle._completion()
 
     async def score(self, pairs: Sequence[tuple[Prompt, Prompt]], *, priority: int = 0) -> list[Score]:
         """As `LLM.score`."""
         submitted = submit_pairs(self.llm, pairs, priority)
-        await _wait_all([handle for handle, _ in submitted])
+        await wait_all_async([handle for handle, _ in submitted])
         return [score_of(handle, continuation) for handle, continuation in submitted]
 
     async def close(self) -> None:
@@ -112,13 +113,3 @@ class AsyncLLM:
 
     def __repr__(self) -> str:
         return f"Async{self.llm!r}"
-
-
-async def _wait_all(handles: Sequence[Handle]) -> None:
-    """Until all have finished; who is not waited for any more is cancelled."""
-    try:
-        for handle in handles:
-            await handle._ready(until_finished=True)
-    finally:
-        for handle in handles:
-            handle.cancel()

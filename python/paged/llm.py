@@ -158,11 +158,7 @@ class LLM:
                 fails alone: its `Completion` has finish_reason "error" and says why.
         """
         handles, is_single = self._submit_all(prompts, sampling_params, priority)
-        try:
-            wait_all(handles, use_tqdm)
-        finally:
-            for handle in handles:
-                handle.cancel()
+        wait_all(handles, use_tqdm)
         completions = [handle._completion() for handle in handles]
         return completions[0] if is_single else completions
 
@@ -307,10 +303,7 @@ class LLM:
         handle = self._submit_chat(messages, sampling_params, tools)
         if stream:
             return handle
-        try:
-            wait_all([handle], use_tqdm=False)
-        finally:
-            handle.cancel()
+        wait_all([handle], use_tqdm=False)
         return handle._completion()
 
     def _submit_chat(

@@ -44,11 +44,7 @@ class Score:
 def score(llm: LLM, pairs: Sequence[tuple[Prompt, Prompt]], *, use_tqdm: bool, priority: int) -> list[Score]:
     """See `LLM.score`."""
     submitted = submit_pairs(llm, pairs, priority)
-    try:
-        wait_all([handle for handle, _ in submitted], use_tqdm)
-    finally:
-        for handle, _ in submitted:
-            handle.cancel()
+    wait_all([handle for handle, _ in submitted], use_tqdm)
     return [score_of(handle, continuation) for handle, continuation in submitted]
 
 

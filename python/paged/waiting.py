@@ -11,7 +11,25 @@ if TYPE_CHECKING:
 
 
 def wait_all(handles: Sequence[Handle], use_tqdm: bool) -> None:
-    """Until all have finished, with a progress bar where asked."""
+    """Until all have finished, with a progress bar where asked; who is not waited for any more is cancelled."""
+    try:
+        _wait(handles, use_tqdm)
+    finally:
+        for handle in handles:
+            handle.cancel()
+
+
+async def wait_all_async(handles: Sequence[Handle]) -> None:
+    """The same in an event loop, without a bar."""
+    try:
+        for handle in handles:
+            await handle._ready(until_finished=True)
+    finally:
+        for handle in handles:
+            handle.cancel()
+
+
+def _wait(handles: Sequence[Handle], use_tqdm: bool) -> None:
     if not use_tqdm or len(handles) < 2:
         for handle in handles:
             handle._wait_finished()
