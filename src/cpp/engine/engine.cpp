@@ -298,6 +298,7 @@ void Engine::finish_step() {
     sampled = sampled_;
   }
   events_.clear();
+  delivered_at_ = last_finish_;
   scheduler_->commit(*step.plan, sampled, events_);
   stalled_ = false;
   deliver_events(step);
@@ -324,7 +325,7 @@ void Engine::deliver(const TokenEvent& event, Live& live, std::span<const Scored
   if (!live.followers.empty()) start_followers(live);
   if (live.policy != nullptr) live.policy->append(event.token);
   if (token_table_ == nullptr) {
-    live.request->append(event.token, {}, scores);
+    live.request->append(event.token, {}, scores, delivered_at_);
     return go_on_or_end(event, live, false);
   }
   // Unless it is asked for, the text of a stop token is not part of the answer; the token itself is, as in vLLM.
@@ -335,7 +336,7 @@ void Engine::deliver(const TokenEvent& event, Live& live, std::span<const Scored
   if (!is_stop_token || params.include_stop_str_in_output)
     bytes = token_table_->bytes_of(event.token, params.skip_special_tokens);
   const bool stopped = live.text.push(bytes, may_stop);
-  live.request->append(event.token, live.text.take(), scores);
+  live.request->append(event.token, live.text.take(), scores, delivered_at_);
   go_on_or_end(event, live, stopped);
 }
 

@@ -200,6 +200,7 @@ class Engine {
   double last_step_seconds_ = 0.0;
   double prefill_token_seconds_ = 0.0;  // lately, of steps that are mostly prefill; 0: none yet
   Request::Clock::time_point last_finish_{};
+  Request::Clock::time_point delivered_at_{};  // of all tokens of a step: reading the clock for each costs more
   StepHistogram step_seconds_;
   StepTrace trace_;
 

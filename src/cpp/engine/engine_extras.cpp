@@ -84,6 +84,7 @@ void Engine::take_answer(GuideAnswer& answer) {
     case GuideAnswer::Kind::kAnything: scheduler_->release(answer.id); break;
     case GuideAnswer::Kind::kToken: {
       events_.clear();
+      delivered_at_ = Request::Clock::now();
       scheduler_->supply(answer.id, answer.token, events_);
       for (const TokenEvent& event : events_) deliver(event, found->second, answer.scores);
       break;

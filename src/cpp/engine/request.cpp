@@ -118,11 +118,11 @@ void Request::append_prompt_scores(std::span<const ScoredToken> scores) {
   prompt_scores_.insert(prompt_scores_.end(), scores.begin(), scores.end());
 }
 
-void Request::append(TokenId token, std::string_view text, std::span<const ScoredToken> scores) {
+void Request::append(TokenId token, std::string_view text, std::span<const ScoredToken> scores, Clock::time_point now) {
   const std::lock_guard lock(mutex_);
-  const double now = since_submit();
-  if (timings_.first_token_seconds < 0) timings_.first_token_seconds = now;
-  token_seconds_.push_back(static_cast<float>(now));
+  const double seconds = since_submit(now);
+  if (timings_.first_token_seconds < 0) timings_.first_token_seconds = seconds;
+  token_seconds_.push_back(static_cast<float>(seconds));
   token_ids_.push_back(token);
   text_ += text;
   scores_.insert(scores_.end(), scores.begin(), scores.end());

@@ -121,7 +121,7 @@ class Request {
   std::int32_t num_cached_tokens() const;
 
   // Engine side.
-  void append(TokenId token, std::string_view text, std::span<const ScoredToken> scores = {});
+  void append(TokenId token, std::string_view text, std::span<const ScoredToken> scores, Clock::time_point now);
   void append_prompt_scores(std::span<const ScoredToken> scores);
   void set_num_cached_tokens(std::int32_t count);
   void mark_scheduled();  // the first time counts
@@ -139,7 +139,9 @@ class Request {
   bool is_ready(bool until_finished) const;
   Delta answer_from(std::size_t token, std::size_t text) const;
   void wake_watchers();
-  double since_submit() const { return std::chrono::duration<double>(Clock::now() - submitted_).count(); }
+  double since_submit(Clock::time_point now = Clock::now()) const {
+    return std::chrono::duration<double>(now - submitted_).count();
+  }
 
   const SequenceId id_;
   const RequestSpec spec_;
