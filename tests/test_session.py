@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import gc
 import random
 import time
@@ -12,7 +14,8 @@ from pathlib import Path
 import pytest
 
 import paged
-from step_gate import gated_llm
+from paged import AsyncSession
+from step_gate import StepGate, gated_llm
 
 GREEDY = paged.SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
 
@@ -183,3 +186,84 @@ def test_a_dropped_session_and_a_closed_engine(folder: Path) -> None:
     with pytest.raises(paged.EngineClosedError):
         session.generate([5], GREEDY)
     del session
+
+
+def test_a_prefix_is_charged_once_and_outlives_its_handle(llm: paged.LLM) -> None:
+    tokens = ids(7, 40)  # ten blocks
+    with llm.prefix(tokens) as base:
+        assert base.token_ids == tokens
+        size = base.explain().resident_bytes
+        assert base.explain().charged_bytes == size > 0
+        sessions = [llm.session(parent=base, weight=2.0) for _ in range(3)]
+        answers = [session.generate(ids(8, 3), GREEDY) for session in sessions]
+        assert [answer.token_ids for answer in answers] == [plain(llm, tokens + ids(8, 3))] * 3
+        assert all(answer.num_cached_tokens >= 40 for answer in answers)
+        # The three have computed the same, too: all of it is charged in equal parts.
+        told = [base.explain(), *(session.explain() for session in sessions)]
+        assert told[0].charged_bytes == pytest.approx(size / 4)
+        assert sum(each.charged_bytes for each in told) == pytest.approx(told[1].resident_bytes)
+        assert base.close().status == "accepted"
+    assert base.close().status == "rejected", "closed again, nothing happens"
+    with pytest.raises(RuntimeError, match="before it is closed"):
+        llm.session(parent=base)
+    with pytest.raises(ValueError, match="closed"):
+        base.explain()
+    assert sessions[0].explain().charged_bytes == pytest.approx(sessions[0].explain().resident_bytes / 3)
+    for session in sessions[:2]:
+        session.close()
+    last = sessions[2].explain()
+    assert last.charged_bytes == last.resident_bytes
+    assert sessions[2].generate([9], GREEDY).num_cached_tokens >= 40
+    sessions[2].close()
+
+
+def test_a_parent_has_its_tenant(llm: paged.LLM) -> None:
+    with llm.prefix(ids(9, 20), tenant="a") as base, llm.session(parent=base) as session:
+        assert "tenant='a'" in repr(session) and "tenant='a'" in repr(base)
+        assert llm.session(parent=session, tenant="a").token_ids == ids(9, 20)
+        with pytest.raises(ValueError, match="share no blocks"):
+            llm.session(parent=base, tenant="b")
+        with pytest.raises(ValueError, match="weight"):
+            llm.session(parent=base, weight=-1.0)
+
+
+def test_sessions_in_an_event_loop(llm: paged.LLM) -> None:
+    async def work() -> None:
+        engine = paged.AsyncLLM(llm)
+        base = await engine.prefix(ids(10, 12))
+        async with await engine.session(parent=base) as session:
+            first = await session.generate(ids(11, 4), GREEDY)
+            assert first.token_ids == plain(llm, ids(10, 12) + ids(11, 4))
+            assert (await session.pause("a", expect=1.0)).status == "accepted"
+            assert (await session.eta(0.5)).status == (await session.progress(0.5)).status == "accepted"
+            await (await session.append(ids(12, 3)))
+            assert (await session.pin(1.0)).status == "accepted"
+            child = await session.fork()
+            tokens = await session.token_ids()
+            got = [token async for chunk in await child.stream([5], GREEDY) for token in chunk.token_ids]
+            assert got == plain(llm, [*tokens, 5])
+            assert (await session.rewind(8)).status == "accepted"
+            assert (await session.edit((1, 2), [6])).status == "accepted"
+            assert (await session.explain()).num_turns > 0
+            assert (await child.close()).status == "accepted"
+        assert session.session.close().status == "rejected"
+        base.close()
+
+    asyncio.run(work())
+
+
+def test_a_cancelled_task_cancels_its_turn(folder: Path) -> None:
+    async def work(session: AsyncSession, gate: StepGate) -> None:
+        turn = asyncio.ensure_future(session.generate(ids(1, 6), dataclasses.replace(GREEDY, max_tokens=100)))
+        while session.session._turn is None:
+            await asyncio.sleep(0.001)
+        turn.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await turn
+        gate.open()
+        handle = session.session._turn
+        assert (await asyncio.to_thread(handle._wait_finished)) and handle._completion().finish_reason == "cancelled"
+        assert (await session.generate([5], GREEDY)).finish_reason == "length"
+
+    with gated_llm(folder) as (llm, gate), llm.session() as session:
+        asyncio.run(work(AsyncSession(session), gate))

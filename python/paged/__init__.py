@@ -8,14 +8,17 @@
 
 from paged._C import EngineClosedError, InternalError
 from paged.async_llm import AsyncLLM
+from paged.async_session import AsyncSession
 from paged.beams import Beam, BeamSearchParams, beam_search
 from paged.handle import Handle
 from paged.llm import LLM
 from paged.metrics import Stats
 from paged.outputs import Chunk, Completion, Logprob, RequestError, Timings
+from paged.prefix import Prefix
+from paged.receipts import Explanation, Miss, Receipt
 from paged.sampling import SamplingParams
 from paged.scoring import Score
-from paged.session import Explanation, Miss, Receipt, Session
+from paged.session import Session
 from paged.structured import StructuredOutputsParams
 from paged.text.tool_calls import ToolCall
 
@@ -23,6 +26,7 @@ __version__ = "0.1.0"
 __all__ = [
     "LLM",
     "AsyncLLM",
+    "AsyncSession",
     "Beam",
     "BeamSearchParams",
     "Chunk",
@@ -33,6 +37,7 @@ __all__ = [
     "InternalError",
     "Logprob",
     "Miss",
+    "Prefix",
     "Receipt",
     "RequestError",
     "SamplingParams",

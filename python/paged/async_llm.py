@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
+from paged.async_session import AsyncSession, in_thread
 from paged.handle import Handle
 from paged.llm import LLM, Messages, Prompt, TokenIds, Tools
 from paged.outputs import Completion
+from paged.prefix import Prefix
 from paged.sampling import SamplingParams
 from paged.scoring import Score, score_of, submit_pairs
 from paged.waiting import wait_all_async
@@ -98,6 +101,19 @@ class AsyncLLM:
         submitted = submit_pairs(self.llm, pairs, priority)
         await wait_all_async([handle for handle, _ in submitted])
         return [score_of(handle, continuation) for handle, continuation in submitted]
+
+    async def session(
+        self, *, parent: AsyncSession | Prefix | None = None, tenant: str | None = None, weight: float | None = None
+    ) -> AsyncSession:  # fmt: skip
+        """As `LLM.session`; `async with await llm.session() as session`."""
+        source = parent.session if isinstance(parent, AsyncSession) else parent
+        return AsyncSession(
+            await in_thread(functools.partial(self.llm.session, parent=source, tenant=tenant, weight=weight))
+        )
+
+    async def prefix(self, prompt: Prompt, *, tenant: str = "", weight: float = 1.0) -> Prefix:
+        """As `LLM.prefix`."""
+        return await in_thread(functools.partial(self.llm.prefix, prompt, tenant=tenant, weight=weight))
 
     async def close(self) -> None:
         """As `LLM.close`, without blocking the event loop."""

@@ -27,9 +27,11 @@ from paged.waiting import wait_all
 
 if TYPE_CHECKING:
     from paged.grammar import GrammarCompiler
+    from paged.prefix import Prefix
     from paged.program.ir import DType
+    from paged.receipts import Explanation
     from paged.scoring import Score
-    from paged.session import Explanation, Session
+    from paged.session import Session
     from paged.text.chat import ChatTemplate
     from paged.text.tokenizer import Tokenizer
     from paged.tool_use import ToolUse
@@ -220,21 +222,36 @@ class LLM:
         """As `submit`: `for chunk in llm.stream(prompt)`. Dropping or closing the handle cancels the request."""
         return self.submit(prompt, sampling_params, priority=priority)
 
-    def session(self, *, parent: Session | None = None, tenant: str = "", weight: float = 1.0) -> Session:
+    def session(
+        self, *, parent: Session | Prefix | None = None, tenant: str | None = None, weight: float | None = None
+    ) -> Session:  # fmt: skip
         """An agent's conversation: it keeps its tokens, and tells the engine what it waits for.
 
         Args:
-            parent: continue from there, as `Session.fork`; tenant and weight are then the parent's.
-            tenant: sessions of different tenants share no cached blocks.
-            weight: of what it costs to compute this session's tokens again, against others; above 0.
-        """
-        from paged.session import Session
+            parent: continue from there, as `Session.fork`.
+            tenant: sessions of different tenants share no cached blocks. None: the parent's, or "".
+            weight: of what it costs to compute this session's tokens again, against others; above 0. None: the
+                parent's, or 1.
 
-        if parent is not None:
-            return parent.fork()
-        if not 0 < weight < float("inf"):
-            raise ValueError(f"weight takes a number above 0, got {weight!r}")
-        return Session(self, _C.session_open(self._running_engine(), tenant, weight), tenant)
+        Raises:
+            ValueError: a weight that is not above 0, or a tenant that is not the parent's.
+            RuntimeError: the parent is closed, or its turn runs.
+        """
+        from paged.session import open_session
+
+        return open_session(self, parent, tenant, weight)
+
+    def prefix(self, prompt: Prompt, *, tenant: str = "", weight: float = 1.0) -> Prefix:
+        """A beginning that many sessions share (`session(parent=...)`), such as a system prompt with its tools: it is
+        computed once, and charged once, split among those that use it.
+
+        Args:
+            prompt: token ids, or a string; `render_chat(..., add_generation_prompt=False)` for one of a chat.
+            tenant, weight: as for `session`.
+        """
+        from paged.prefix import Prefix
+
+        return Prefix(self.session(tenant=tenant, weight=weight), prompt)
 
     def explain(self, session: Session) -> Explanation:
         """As `Session.explain`."""
@@ -242,7 +259,7 @@ class LLM:
 
     def _submit_turn(
         self, session: int, token_ids: TokenIds, params: SamplingParams, priority: int, *, num_prompt_tokens: int,
-        keeps_answer: bool,
+        keeps_answer: bool, make_handle: Callable[..., Handle] = Handle,
     ) -> Handle:  # fmt: skip
         check_priority(priority)
         params = self._with_guide(params)
@@ -250,7 +267,7 @@ class LLM:
         submit = functools.partial(
             engine.submit, token_ids, self._native_params(params), priority, session=session, keeps_answer=keeps_answer
         )
-        return Handle(engine, self._guides.submit(params, submit), num_prompt_tokens, self._notifiers)
+        return make_handle(engine, self._guides.submit(params, submit), num_prompt_tokens, self._notifiers)
 
     def score(self, pairs: Sequence[tuple[Prompt, Prompt]], *, use_tqdm: bool = True, priority: int = 0) -> list[Score]:
         """How likely the model finds each continuation of each prompt, for evaluators.
@@ -314,17 +331,18 @@ class LLM:
         from paged.tool_use import ToolHandle
 
         use = self._tool_use(tools)
-        if use.hides_markers and sampling_params is not None and sampling_params.stop:
-            raise ValueError("stop strings cannot be used with this model's tool calls: their marks are special tokens")
+        use.check(sampling_params)
         token_ids = self.tokenizer.encode(use.render(messages), add_special_tokens=False)
         return self._submit(token_ids, sampling_params, 0, None, functools.partial(ToolHandle, use))
 
-    def render_chat(self, messages: Messages, tools: Tools | None = None) -> TokenIds:
-        """The token ids of a conversation, up to where the assistant's answer begins."""
+    def render_chat(
+        self, messages: Messages, tools: Tools | None = None, *, add_generation_prompt: bool = True
+    ) -> TokenIds:  # fmt: skip
+        """The token ids of a conversation, up to where the assistant's answer begins, or without that beginning."""
         if tools is None:
-            text = self._template().render(messages, add_generation_prompt=True)
+            text = self._template().render(messages, add_generation_prompt=add_generation_prompt)
         else:
-            text = self._tool_use(tools).render(messages)
+            text = self._tool_use(tools).render(messages, add_generation_prompt)
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def _tool_use(self, tools: Tools) -> ToolUse:

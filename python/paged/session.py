@@ -3,87 +3,26 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal, overload
 
 from paged import _C
+from paged.handle import Handle
+from paged.receipts import Explanation, Miss, Receipt
 from paged.sampling import SamplingParams
+from paged.session_chat import Conversation, Message, begin, go_on
 
 if TYPE_CHECKING:
-    from paged.handle import Handle
     from paged.llm import LLM
     from paged.outputs import Completion
+    from paged.prefix import Prefix
 
 Prompt = str | Sequence[int]
 Expectation = float | Sequence[tuple[float, float]]
 _APPEND_ONLY = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """What became of a command.
-
-    Attributes:
-        status: "accepted"; "clipped", less than was asked for; "deferred" until the turn that runs has ended;
-            "rejected", and nothing has changed.
-        bytes: of the KV cache that it concerns.
-        until: on the clock of `time.monotonic()`, for what ends by itself.
-        reason: in words, where there is something to say.
-    """
-
-    status: Literal["accepted", "clipped", "deferred", "rejected"]
-    bytes: int
-    until: float | None
-    reason: str
-
-
-@dataclass(frozen=True)
-class Miss:
-    """Tokens that a turn computed though they had been computed before.
-
-    Attributes:
-        turn: counts from 1.
-        cause: "evicted" while the session was expected, or "expired": it was held no more.
-        by: id of the request that needed the last of the blocks.
-    """
-
-    turn: int
-    cause: Literal["evicted", "expired", "edited"]
-    num_tokens: int
-    by: int
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """Where a session's tokens live, when it is expected back, and why turns computed what had been computed.
-
-    Attributes:
-        state: "idle", "paused", "queued", "waits for room" (its turn waits for blocks that nobody holds) or "running".
-        tool: that it waits for; "" if it was not said.
-        since: seconds in this state.
-        expected_in: seconds until it is back, as far as is known; infinite if nothing is.
-        is_held: sessions that wait for room do not get its blocks.
-        lease_left: seconds of `pin`.
-        resident_bytes: of its KV cache that are there.
-        charged_bytes: of those, with each block shared by the sessions that use it.
-        num_reused_tokens, num_computed_tokens: of all its turns' prompts, found in the cache and computed.
-    """
-
-    state: Literal["idle", "paused", "queued", "waits for room", "running"]
-    tool: str
-    since: float
-    expected_in: float
-    is_held: bool
-    lease_left: float
-    resident_bytes: int
-    charged_bytes: float
-    num_turns: int
-    num_reused_tokens: int
-    num_computed_tokens: int
-    misses: tuple[Miss, ...]
 
 
 class Session:
@@ -102,6 +41,7 @@ class Session:
         self._tenant = tenant
         self._turn: Handle | None = None
         self._appends = False  # the turn: else it generates
+        self._chat: Conversation | None = None
 
     # -- turns ---------------------------------------------------------------------------------------------------
 
@@ -123,11 +63,57 @@ class Session:
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, priority: int = 0) -> Handle:
         """As `generate`, and returns at once. A turn that is cancelled or stopped keeps what had come."""
         params = self._llm.default_sampling_params if sampling_params is None else sampling_params
+        self._chat = None
         return self._submit(prompt, params, priority, keeps_answer=True)
+
+    @overload
+    def chat(
+        self, messages: Sequence[Message], sampling_params: SamplingParams | None = None, *,
+        tools: Sequence[Message] | None = None, stream: Literal[False] = False,
+    ) -> Completion: ...  # fmt: skip
+    @overload
+    def chat(
+        self, messages: Sequence[Message], sampling_params: SamplingParams | None = None, *,
+        tools: Sequence[Message] | None = None, stream: Literal[True],
+    ) -> Handle: ...  # fmt: skip
+    def chat(
+        self,
+        messages: Sequence[Message],
+        sampling_params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Message] | None = None,
+        stream: bool = False,
+    ) -> Completion | Handle:
+        """Appends messages through the model's template, and the answer. As `LLM.chat` of all messages so far, but that
+        the tokens of earlier turns stay as they are: an answer is what the model wrote.
+
+        Args:
+            messages: the new ones: the first chat's all, later what came since the last answer, such as the results of
+                tools. A session that has other tokens (a prefix, what `rewind` left) takes the whole conversation,
+                which must begin with them.
+            tools: as for `LLM.chat`; None: those of the chat so far.
+            stream: return the handle at once.
+
+        Raises:
+            ValueError: as for `LLM.chat`; the template writes earlier messages in another way than before (some leave
+                out what a model thought): the error says how to go on; or the messages do not begin with the session's
+                tokens.
+            RuntimeError, RequestError: as for `generate`.
+        """
+        handle = self._submit_chat(messages, sampling_params, tools)
+        return handle if stream else handle.result()
+
+    @property
+    def messages(self) -> list[Message]:
+        """The conversation that `chat` has had, its last answer included; empty if something else was appended, or the
+        session went back, since."""
+        self._settle()
+        return [] if self._chat is None else self._chat.all_messages()
 
     def append(self, prompt: Prompt) -> Handle:
         """Appends tokens and computes them, while the tool that the session waits for goes on. The next turn may come
         at once: it waits for this one. The handle's answer is of no interest."""
+        self._chat = None
         return self._submit(prompt, _APPEND_ONLY, 0, keeps_answer=False)
 
     def edit(self, span: tuple[int, int], prompt: Prompt) -> Receipt:
@@ -148,11 +134,16 @@ class Session:
         Raises:
             RuntimeError: the session is closed, or its turn runs.
         """
+        return self._fork(None)
+
+    def _fork(self, weight: float | None) -> Session:
         self._settle()
-        child = _C.session_fork(self._engine, self._id)
+        child = _C.session_fork(self._engine, self._id, weight)
         if child == 0:
             raise RuntimeError("a session is forked between two turns, and before it is closed")
-        return Session(self._llm, child, self._tenant)
+        session = Session(self._llm, child, self._tenant)
+        session._chat = self._chat
+        return session
 
     # -- signals and commands ------------------------------------------------------------------------------------
 
@@ -177,7 +168,10 @@ class Session:
     def rewind(self, num_tokens: int) -> Receipt:
         """Goes back to its first `num_tokens` tokens."""
         self._settle()
-        return self._receipt(_C.session_rewind(self._engine, self._id, num_tokens))
+        receipt = self._receipt(_C.session_rewind(self._engine, self._id, num_tokens))
+        if receipt.status == "accepted":
+            self._chat = None
+        return receipt
 
     def pin(self, ttl: float, budget: int | None = None) -> Receipt:
         """Its blocks go last for `ttl` seconds, if they take no more than `budget` bytes. A lease, not a lock: who runs
@@ -234,6 +228,9 @@ class Session:
             self.close()
 
     def __del__(self) -> None:
+        self._drop()
+
+    def _drop(self) -> None:
         _C.session_drop(self._engine, self._id)
 
     def __repr__(self) -> str:
@@ -241,7 +238,34 @@ class Session:
 
     # -- inside --------------------------------------------------------------------------------------------------
 
-    def _submit(self, prompt: Prompt, params: SamplingParams, priority: int, *, keeps_answer: bool) -> Handle:
+    def _submit_chat(
+        self, messages: Sequence[Message], params: SamplingParams | None, tools: Sequence[Message] | None
+    ) -> Handle:  # fmt: skip
+        self._settle()
+        params = self._llm.default_sampling_params if params is None else params
+        length = _C.session_length(self._engine, self._id)
+        so_far = self._chat
+        use = self._llm._tool_use(tools) if tools is not None else None if so_far is None else so_far.tools
+        if so_far is not None and length != so_far.num_tokens + len(so_far.answer._completion().token_ids):
+            so_far = None  # the turn was refused
+        if so_far is None:
+            turn = begin(self._llm, messages, use, self.token_ids)
+        else:
+            turn = go_on(self._llm, so_far, messages, use)
+        make_handle: Callable[..., Handle] = Handle
+        if use is not None:
+            from paged.tool_use import ToolHandle
+
+            use.check(params)
+            make_handle = functools.partial(ToolHandle, use)
+        handle = self._submit(turn.token_ids, params, 0, keeps_answer=True, make_handle=make_handle)
+        self._chat = Conversation(turn.messages, turn.text, length + len(turn.token_ids), use, handle)
+        return handle
+
+    def _submit(
+        self, prompt: Prompt, params: SamplingParams, priority: int, *, keeps_answer: bool,
+        make_handle: Callable[..., Handle] = Handle,
+    ) -> Handle:  # fmt: skip
         if not isinstance(params, SamplingParams):
             raise TypeError(f"expected SamplingParams, got {params!r}")
         if params.n != 1 or params.prompt_logprobs is not None:
@@ -256,8 +280,9 @@ class Session:
                 f"{self._llm.max_model_len - 1}; got {len(token_ids)} tokens after {length}"
             )
         self._turn = self._llm._submit_turn(
-            self._id, token_ids, params, priority, num_prompt_tokens=total, keeps_answer=keeps_answer
-        )
+            self._id, token_ids, params, priority, num_prompt_tokens=total, keeps_answer=keeps_answer,
+            make_handle=make_handle,
+        )  # fmt: skip
         self._appends = not keeps_answer
         return self._turn
 
@@ -281,6 +306,21 @@ class Session:
     def _receipt(self, given: tuple[str, int, float, str]) -> Receipt:
         status, num_blocks, until, reason = given
         return Receipt(status, num_blocks * self._llm._bytes_per_block, until or None, reason)  # type: ignore[arg-type]
+
+
+def open_session(llm: LLM, parent: Session | Prefix | None, tenant: str | None, weight: float | None) -> Session:
+    """As `LLM.session`."""
+    if weight is not None and not 0 < weight < math.inf:
+        raise ValueError(f"weight takes a number above 0, got {weight!r}")
+    if parent is None:
+        tenant = "" if tenant is None else tenant
+        return Session(llm, _C.session_open(llm._running_engine(), tenant, 1.0 if weight is None else weight), tenant)
+    source = parent if isinstance(parent, Session) else parent._session
+    if source._llm is not llm:
+        raise ValueError("the parent is of another LLM: its blocks cannot be shared")
+    if tenant is not None and tenant != source._tenant:
+        raise ValueError(f"tenants share no blocks: the parent is of {source._tenant!r}, got {tenant!r}")
+    return source._fork(weight)
 
 
 def _quantiles(expect: Expectation | None) -> list[tuple[float, float]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from paged.handle import Handle
 from paged.outputs import Chunk, Completion
+from paged.sampling import SamplingParams
 from paged.text.chat import ChatTemplate
 from paged.text.tokenizer import Tokenizer
 from paged.text.tool_calls import FORMATS, ToolCall, format_of_template, gemma_instructions, new_call_id, plain_tools
@@ -44,14 +45,20 @@ class ToolUse:
         """The markers are special tokens, which the engine's text leaves out."""
         return bool(self._marker_bytes)
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def check(self, params: SamplingParams | None) -> None:
+        """Raises ValueError: they do not go with this model's calls."""
+        if self.hides_markers and params is not None and params.stop:
+            raise ValueError("stop strings cannot be used with this model's tool calls: their marks are special tokens")
+
+    def render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> str:
         """The prompt: the template's own section for tools, for Gemma 3 a system message."""
         if self._template.takes_tools:
-            return self._template.render(messages, tools=self._tools)
+            return self._template.render(messages, add_generation_prompt, tools=self._tools)
         system, rest = "", list(messages)
         if rest and rest[0].get("role") == "system" and isinstance(rest[0].get("content"), str):
             system = "\n\n" + rest.pop(0)["content"]
-        return self._template.render([{"role": "system", "content": gemma_instructions(self._tools) + system}, *rest])
+        instructions = {"role": "system", "content": gemma_instructions(self._tools) + system}
+        return self._template.render([instructions, *rest], add_generation_prompt)
 
     def reader(self, new_id: Callable[[], str]) -> AnswerReader:
         names = [tool["function"]["name"] for tool in self._tools]

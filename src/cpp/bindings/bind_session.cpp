@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -65,8 +66,8 @@ SessionId open_session(Engine& engine, const std::string& tenant, double weight)
   return ask<SessionId>(engine, [&](Scheduler& scheduler) { return scheduler.open_session({tenant, weight, tenant}); });
 }
 
-SessionId fork_session(Engine& engine, SessionId parent) {
-  return ask<SessionId>(engine, [&](Scheduler& scheduler) { return scheduler.fork_session(parent); });
+SessionId fork_session(Engine& engine, SessionId parent, std::optional<double> weight) {
+  return ask<SessionId>(engine, [&](Scheduler& scheduler) { return scheduler.fork_session(parent, weight); });
 }
 
 py::dict report(Engine& engine, SessionId id) {
@@ -140,7 +141,8 @@ void bind_session(py::module_& module) {
   const auto engine = py::arg("engine");
   const auto id = py::arg("id");
   module.def("session_open", &open_session, engine, py::arg("tenant"), py::arg("weight"));
-  module.def("session_fork", &fork_session, engine, id, "0: it is closed, or its turn runs.");
+  module.def("session_fork", &fork_session, engine, id, py::arg("weight") = py::none(),
+             "0: it is closed, or its turn runs. weight: None: the parent's.");
   module.def("session_close", &close_session, engine, id, "Receipts are (status, blocks, until, reason).");
   module.def("session_drop", &drop_session, engine, id, "Closes it some time, without waiting for it.");
   module.def("session_pause", &pause, engine, id, py::arg("tool"), py::arg("quantiles"));

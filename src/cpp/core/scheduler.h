@@ -45,6 +45,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <unordered_map>
 #include <vector>
@@ -131,7 +132,9 @@ class Scheduler {
   SessionTable& sessions() { return sessions_; }
   const SessionTable& sessions() const { return sessions_; }
   SessionId open_session(SessionSpec spec) { return sessions_.open(std::move(spec), num_arrivals_++); }
-  SessionId fork_session(SessionId parent) { return sessions_.fork(parent, num_arrivals_++); }
+  SessionId fork_session(SessionId parent, std::optional<double> weight = std::nullopt) {
+    return sessions_.fork(parent, num_arrivals_++, weight);
+  }
   std::int32_t num_waiting() const { return waiting_.size() + waiting_for_room_.size(); }
   std::int32_t num_running() const { return static_cast<std::int32_t>(running_.size()); }
   std::int32_t num_free_blocks() const { return blocks_.num_free_blocks(); }

@@ -48,15 +48,19 @@ SessionId SessionTable::open(SessionSpec spec, std::int64_t arrival) {
   return sessions_.emplace(last_id_, std::move(session)).first->first;
 }
 
-SessionId SessionTable::fork(SessionId parent, std::int64_t arrival) {
-  const Session* source = find(parent);
-  if (source == nullptr || has_turn(*source)) return 0;
-  const SessionId id = open(source->spec, arrival);
+SessionId SessionTable::fork(SessionId parent, std::int64_t arrival, std::optional<double> weight) {
+  const auto found = sessions_.find(parent);
+  if (found == sessions_.end() || has_turn(*found->second)) return 0;
+  Session* source = found->second.get();
+  SessionSpec spec = source->spec;
+  spec.weight = weight.value_or(spec.weight);
+  const SessionId id = open(std::move(spec), arrival);
   Session& child = at(id);
   child.tokens = source->tokens;
   child.num_known_tokens = source->num_known_tokens;
   blocks_.share_owner(source->slot, child.slot);
   renew_score(child);
+  if (source->state == SessionState::kIdle) enter(*source, SessionState::kIdle);
   return id;
 }
 

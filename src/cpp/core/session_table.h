@@ -7,6 +7,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <set>
 #include <span>
 #include <unordered_map>
@@ -24,8 +25,9 @@ class SessionTable {
   SessionTable(BlockManager& blocks, std::shared_ptr<Policy> policy);
 
   SessionId open(SessionSpec spec, std::int64_t arrival);
-  // Continues the parent's tokens as they stand after its last turn. 0 if the parent is unknown or its turn runs.
-  SessionId fork(SessionId parent, std::int64_t arrival);
+  // Continues the parent's tokens as they stand after its last turn. 0 if the parent is unknown or its turn runs. To
+  // fork a session that nobody waits for (a shared prefix) is to use it.
+  SessionId fork(SessionId parent, std::int64_t arrival, std::optional<double> weight = std::nullopt);
   Receipt close(SessionId id);
   Receipt pause(SessionId id, std::string tool, Expectation expectation);
   // The tool that it waits for has done this share, (0, 1], of its work; or is back in so many seconds.

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What sessions tell: the receipts of commands, where tokens live, and what was missed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What became of a command.
+
+    Attributes:
+        status: "accepted"; "clipped", less than was asked for; "deferred" until the turn that runs has ended;
+            "rejected", and nothing has changed.
+        bytes: of the KV cache that it concerns.
+        until: on the clock of `time.monotonic()`, for what ends by itself.
+        reason: in words, where there is something to say.
+    """
+
+    status: Literal["accepted", "clipped", "deferred", "rejected"]
+    bytes: int
+    until: float | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Miss:
+    """Tokens that a turn computed though they had been computed before.
+
+    Attributes:
+        turn: counts from 1.
+        cause: "evicted" while the session was expected, or "expired": it was held no more.
+        by: id of the request that needed the last of the blocks.
+    """
+
+    turn: int
+    cause: Literal["evicted", "expired", "edited"]
+    num_tokens: int
+    by: int
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Where a session's tokens live, when it is expected back, and why turns computed what had been computed.
+
+    Attributes:
+        state: "idle", "paused", "queued", "waits for room" (its turn waits for blocks that nobody holds) or "running".
+        tool: that it waits for; "" if it was not said.
+        since: seconds in this state.
+        expected_in: seconds until it is back, as far as is known; infinite if nothing is.
+        is_held: sessions that wait for room do not get its blocks.
+        lease_left: seconds of `pin`.
+        resident_bytes: of its KV cache that are there.
+        charged_bytes: of those, with each block shared by the sessions that use it.
+        num_reused_tokens, num_computed_tokens: of all its turns' prompts, found in the cache and computed.
+    """
+
+    state: Literal["idle", "paused", "queued", "waits for room", "running"]
+    tool: str
+    since: float
+    expected_in: float
+    is_held: bool
+    lease_left: float
+    resident_bytes: int
+    charged_bytes: float
+    num_turns: int
+    num_reused_tokens: int
+    num_computed_tokens: int
+    misses: tuple[Miss, ...]
