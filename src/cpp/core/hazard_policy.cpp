@@ -15,11 +15,12 @@ constexpr double kLeastShare = 1e-3;     // what the unforeseen counts as, there
 constexpr double kQueueRate = 20.0;      // a turn that waits to be admitted is as good as back
 constexpr double kRoomRate = 0.02;       // one that waits for room comes later
 constexpr double kLeastSeconds = 0.05;   // between two scores of a session
+constexpr double kRent = 0.1;            // of the whole pool for a second, in seconds of the device
 constexpr double kColdShare = 1.0 / 8;   // of its tokens lost: a session is to be built up again
 constexpr double kUnownedReturn = 0.5;   // blocks of nobody: of those that come back, by the rule for no data
 constexpr double kUnownedSeconds = 1.0;
 
-double rent(const Pressure& pressure) { return 1.0 / pressure.num_blocks; }
+double rent(const Pressure& pressure) { return kRent / pressure.num_blocks; }
 
 bool is_away(const SessionView& session) {
   return session.state == SessionState::kIdle || session.state == SessionState::kPaused;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The default policy. A session that is away keeps its blocks while the rate at which it comes back, times what
-// computing them again would cost, exceeds their rent: a second of a block is worth the second of computing that the
-// whole pool makes possible, divided by its blocks. As rates of return fall with time, this is a time to live that
+// computing them again would cost, exceeds their rent. For a second the whole pool costs a tenth of a second of
+// computing, about the most that a block was ever worth in the dual of the linear program that bounds all schedules
+// (bench/agent_limits.py); a whole one holds too little. As rates of return fall with time, this is a time to live that
 // nobody has to choose: short for a session of few tokens or a tool that is quick or late, long for one whose tool
 // returns soon or that is expensive to compute again.
 //

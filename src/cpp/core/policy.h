@@ -80,20 +80,24 @@ class Policy {
   virtual double score_by_age(double seconds, const Pressure& pressure) const = 0;
   // Where the session's blocks belong while it is away.
   virtual Tier place(const SessionView& session, const Pressure& pressure) const = 0;
-  // Whether its turn may take blocks that are held for others. One that may not waits for room, but never longer than
-  // the scheduler's starvation bound.
+  // Whether its turn may take blocks that are held for others. One that may not waits for room, but not for ever:
+  // see Scheduler.
   virtual bool admit(const SessionView& session, const Pressure& pressure) const = 0;
-  // Whether turns queue by the age of their session; else by their own.
+  // Whether turns queue by what their session was served and has waited (SessionTable::deadline); else by arrival.
   virtual bool orders_by_session() const = 0;
   // Whether blocks that only an ended branch or session owned are worth nothing at once.
   virtual bool forgets_superseded() const = 0;
   virtual void on_event(SessionEvent event, const SessionView& session) = 0;
 };
 
+// Seconds to compute num_new tokens after num_tokens.
+inline double span_cost(double num_tokens, double num_new, const StepCost& cost) {
+  return num_new * (cost.per_token + cost.per_token_pair * (num_tokens + num_new / 2));
+}
+
 // Seconds to compute one more block after num_tokens.
 inline double block_cost(std::int32_t num_tokens, const Pressure& pressure) {
-  const double size = pressure.block_size;
-  return size * (pressure.cost.per_token + pressure.cost.per_token_pair * (num_tokens + size / 2));
+  return span_cost(num_tokens, pressure.block_size, pressure.cost);
 }
 
 }  // namespace paged

@@ -69,6 +69,7 @@ void Scheduler::check_prompt(const SchedulerConfig& config, std::size_t num_toke
 void Scheduler::add(SequenceSpec spec) {
   Sequence& sequence = take_in(make_sequence(std::move(spec)));
   if (sequence.session != 0) begin_turn(sequence);
+  sequence.deadline = sessions_.deadline(sequence.session);
   queue_of(sequence).push(sequence, step_);
 }
 
@@ -76,7 +77,6 @@ void Scheduler::begin_turn(Sequence& sequence) {
   const Session& session = sessions_.begin_turn(sequence.session, !sequence.keeps_answer);
   sequence.owner = session.slot;
   sequence.waits_for_room = session.state == SessionState::kWaitsForRoom;
-  if (sessions_.orders_by_session()) sequence.arrival = session.arrival;
 }
 
 std::unique_ptr<Sequence> Scheduler::make_sequence(SequenceSpec spec) {
@@ -128,6 +128,7 @@ bool Scheduler::fork(SequenceId parent, SequenceId child) {
   sequence->num_prompt_tokens = source.num_prompt_tokens;
   sequence->max_num_tokens = source.max_num_tokens;
   sequence->priority = source.priority;
+  sequence->deadline = source.deadline;
   sequence->asks = sequence->held = source.asks;
   sequence->root = source.root;
   blocks_.retain_root(source.root);

@@ -32,9 +32,11 @@
 // computed in chunks of what the others leave.
 //
 // Sessions (session_table.h): a turn of a session is a sequence; its prompt begins with the session's tokens, and when
-// it ends its tokens are the session's. Where the policy says so, turns queue by the age of their session, and one
-// whose blocks are mostly lost waits apart, for room: it gets only blocks that are held for nobody, once all others are
-// admitted, unless nothing runs. So more sessions than fit do not take each other's blocks in turn.
+// it ends its tokens are the session's. Where the policy says so, turns queue by a deadline that comes the sooner the
+// less their session was served and the longer it has waited, and one whose blocks are mostly lost waits apart, for
+// room: it gets only blocks that are held for nobody, once all others are admitted, unless nothing runs. So more
+// sessions than fit do not take each other's blocks in turn. Past its deadline it goes without room, if few others did
+// lately.
 //
 // Starvation bound: a sequence is promoted after max_wait_steps steps in the queue. From then on only those running at
 // that moment and those that arrived earlier can be before it, each for at most max_model_len steps at a time.
@@ -131,9 +133,9 @@ class Scheduler {
   std::int32_t num_steps_in_flight() const { return num_steps_in_flight_; }
   SessionTable& sessions() { return sessions_; }
   const SessionTable& sessions() const { return sessions_; }
-  SessionId open_session(SessionSpec spec) { return sessions_.open(std::move(spec), num_arrivals_++); }
+  SessionId open_session(SessionSpec spec) { return sessions_.open(std::move(spec)); }
   SessionId fork_session(SessionId parent, std::optional<double> weight = std::nullopt) {
-    return sessions_.fork(parent, num_arrivals_++, weight);
+    return sessions_.fork(parent, weight);
   }
   std::int32_t num_waiting() const { return waiting_.size() + waiting_for_room_.size(); }
   std::int32_t num_running() const { return static_cast<std::int32_t>(running_.size()); }
@@ -154,6 +156,7 @@ class Scheduler {
   bool schedule_running();
   bool advance(std::size_t index);
   void admit_waiting();
+  void force_overdue();
   bool admit_front(WaitingQueue& queue, bool may_take_held);
   WaitingQueue& queue_of(const Sequence& sequence) { return sequence.waits_for_room ? waiting_for_room_ : waiting_; }
   std::int32_t num_tokens_to_schedule(const Sequence& sequence, std::int32_t budget, std::int32_t num_behind) const;
@@ -190,9 +193,9 @@ class Scheduler {
   std::vector<StepPlan> plans_;  // [max_steps_in_flight] a step's is at step % max_steps_in_flight
   StepPlan* plan_ = nullptr;     // the one that schedule() writes
   std::int32_t num_steps_in_flight_ = 0;
-  bool must_preempt_ = false;          // as soon as no step is in flight
-  std::int64_t step_ = 0;              // the last one scheduled
-  std::int64_t next_forced_step_ = 0;  // when one that waits for room may next be admitted without it
+  bool must_preempt_ = false;    // as soon as no step is in flight
+  std::int64_t step_ = 0;        // the last one scheduled
+  double next_forced_at_ = 0.0;  // when one that waits for room may next be admitted without it
   std::int64_t num_arrivals_ = 0;
   std::int64_t num_cached_tokens_ = 0;
   std::int64_t num_preemptions_ = 0;

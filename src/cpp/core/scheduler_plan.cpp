@@ -6,6 +6,11 @@
 #include "core/scheduler.h"
 
 namespace paged {
+namespace {
+
+constexpr double kForcedShare = 0.05;  // of the device's time, for those who go without room
+
+}  // namespace
 
 const StepPlan& Scheduler::schedule() {
   PAGED_INVARIANT(num_steps_in_flight_ < config_.max_steps_in_flight, "schedule() with ", num_steps_in_flight_,
@@ -53,16 +58,24 @@ bool Scheduler::advance(std::size_t index) {
   return true;
 }
 
+// One whose deadline has passed goes without room, but only so often that what this costs, to compute what it lacks and
+// as much again for those whose blocks it takes, is a small share of the time: all at once would take each other's.
+void Scheduler::force_overdue() {
+  if (waiting_for_room_.empty() || sessions_.now() < next_forced_at_) return;
+  Sequence& overdue = waiting_for_room_.earliest_deadline();
+  if (sessions_.now() < overdue.deadline) return;
+  const double num_cached = blocks_.num_cached_tokens(overdue);
+  next_forced_at_ =
+      sessions_.now() +
+      2 * span_cost(num_cached, overdue.num_tokens() - num_cached, blocks_.pressure().cost) / kForcedShare;
+  waiting_for_room_.remove(overdue, step_);
+  overdue.waits_for_room = false;
+  sessions_.need_no_room(overdue.session);
+  waiting_.push(overdue, step_);
+}
+
 void Scheduler::admit_waiting() {
-  // One at a time: all at once would take each other's blocks.
-  Sequence* overdue = step_ < next_forced_step_ ? nullptr : waiting_for_room_.most_overdue(step_);
-  if (overdue != nullptr) {
-    waiting_for_room_.remove(*overdue, step_);
-    overdue->waits_for_room = false;
-    sessions_.need_no_room(overdue->session);
-    waiting_.push(*overdue, step_);
-    next_forced_step_ = step_ + config_.max_wait_steps;
-  }
+  force_overdue();
   while (!waiting_.empty())
     if (!admit_front(waiting_, true)) return;
   while (!waiting_for_room_.empty())

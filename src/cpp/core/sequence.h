@@ -65,6 +65,7 @@ struct Sequence {
 
   // Urgency (waiting_queue.h).
   std::int32_t priority = 0;
+  double deadline = 0.0;            // seconds, where the policy has turns queue by their session; else 0
   std::int64_t arrival = 0;         // counts arrivals: unique
   std::int64_t wait_left = 0;       // steps it may still wait before it is promoted
   std::int64_t promotion_step = 0;  // while it waits unpromoted: after this step it is promoted

@@ -51,7 +51,6 @@ struct Session {
   SessionId id = 0;
   OwnerSlot slot = kNoOwner;
   SessionSpec spec;
-  std::int64_t arrival = 0;
   std::vector<TokenId> tokens;
   std::int32_t num_turns = 0;
   std::int32_t num_known_tokens = 0;     // that were computed when the last turn ended and are still its tokens
@@ -60,6 +59,8 @@ struct Session {
 
   SessionState state = SessionState::kIdle;
   double state_since = 0.0;
+  double served = 0.0;  // seconds that its turns ran and its tools took
+  double waited = 0.0;  // and that its turns waited to run
   std::string tool;
   Expectation expectation;
   double lease_until = 0.0;

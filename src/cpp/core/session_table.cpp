@@ -13,6 +13,8 @@ namespace {
 constexpr double kNever = std::numeric_limits<double>::infinity();
 constexpr double kLongest = 1e9;        // seconds that anybody may expect
 constexpr double kLeastSeconds = 1e-3;  // between two scores
+constexpr double kWaitPerService = 10.0;
+constexpr double kLeastService = 1.0;  // seconds
 
 Receipt rejected(std::string reason) { return {ReceiptStatus::kRejected, 0, 0.0, std::move(reason)}; }
 
@@ -29,12 +31,11 @@ SessionTable::SessionTable(BlockManager& blocks, std::shared_ptr<Policy> policy)
   blocks_.set_on_eviction([this](const Eviction& eviction) { evicted(eviction); });
 }
 
-SessionId SessionTable::open(SessionSpec spec, std::int64_t arrival) {
+SessionId SessionTable::open(SessionSpec spec) {
   PAGED_CHECK(spec.weight > 0.0 && std::isfinite(spec.weight), "a session's weight is above 0, got ", spec.weight);
   auto session = std::make_unique<Session>();
   session->id = ++last_id_;
   session->spec = std::move(spec);
-  session->arrival = arrival;
   session->state_since = now_;
   session->next_score = kNever;
   if (unused_slots_.empty()) {
@@ -48,13 +49,13 @@ SessionId SessionTable::open(SessionSpec spec, std::int64_t arrival) {
   return sessions_.emplace(last_id_, std::move(session)).first->first;
 }
 
-SessionId SessionTable::fork(SessionId parent, std::int64_t arrival, std::optional<double> weight) {
+SessionId SessionTable::fork(SessionId parent, std::optional<double> weight) {
   const auto found = sessions_.find(parent);
   if (found == sessions_.end() || has_turn(*found->second)) return 0;
   Session* source = found->second.get();
   SessionSpec spec = source->spec;
   spec.weight = weight.value_or(spec.weight);
-  const SessionId id = open(std::move(spec), arrival);
+  const SessionId id = open(std::move(spec));
   Session& child = at(id);
   child.tokens = source->tokens;
   child.num_known_tokens = source->num_known_tokens;
@@ -247,6 +248,13 @@ void SessionTable::end_turn(SessionId id, std::span<const TokenId> tokens) {
   drop(session);
 }
 
+double SessionTable::deadline(SessionId id) const {
+  if (!policy_->orders_by_session()) return 0.0;
+  const Session* session = find(id);
+  if (session == nullptr) return now_ + kWaitPerService * kLeastService;
+  return now_ + kWaitPerService * (session->served + kLeastService) / session->spec.weight - session->waited;
+}
+
 const Session* SessionTable::find(SessionId id) const {
   const auto found = sessions_.find(id);
   return found == sessions_.end() ? nullptr : found->second.get();
@@ -266,6 +274,11 @@ SessionView SessionTable::view_of(const Session& session) const {
 }
 
 void SessionTable::enter(Session& session, SessionState state) {
+  const double seconds = now_ - session.state_since;
+  if (session.state == SessionState::kQueued || session.state == SessionState::kWaitsForRoom)
+    session.waited += seconds;
+  else if (session.state != SessionState::kIdle)
+    session.served += seconds;
   session.state = state;
   session.state_since = now_;
   renew_score(session);

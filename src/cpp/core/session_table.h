@@ -24,10 +24,10 @@ class SessionTable {
  public:
   SessionTable(BlockManager& blocks, std::shared_ptr<Policy> policy);
 
-  SessionId open(SessionSpec spec, std::int64_t arrival);
+  SessionId open(SessionSpec spec);
   // Continues the parent's tokens as they stand after its last turn. 0 if the parent is unknown or its turn runs. To
   // fork a session that nobody waits for (a shared prefix) is to use it.
-  SessionId fork(SessionId parent, std::int64_t arrival, std::optional<double> weight = std::nullopt);
+  SessionId fork(SessionId parent, std::optional<double> weight = std::nullopt);
   Receipt close(SessionId id);
   Receipt pause(SessionId id, std::string tool, Expectation expectation);
   // The tool that it waits for has done this share, (0, 1], of its work; or is back in so many seconds.
@@ -51,7 +51,9 @@ class SessionTable {
   double now() const { return now_; }
   const Session* find(SessionId id) const;
   std::size_t size() const { return sessions_.size(); }
-  bool orders_by_session() const { return policy_->orders_by_session(); }
+  // When a turn that begins now should run: when its session has waited, in all, for a multiple of what it was served.
+  // So short jobs go before long ones, and everybody's time comes. 0: a request without a session.
+  double deadline(SessionId id) const;
 
   // Throws InternalError with what is wrong.
   void check_integrity() const;

@@ -8,12 +8,14 @@ namespace paged {
 bool is_more_urgent(const Sequence& a, const Sequence& b) {
   if (a.promoted != b.promoted) return a.promoted;
   if (!a.promoted && a.priority != b.priority) return a.priority < b.priority;
+  if (!a.promoted && a.deadline != b.deadline) return a.deadline < b.deadline;
   return a.arrival < b.arrival;
 }
 
 void WaitingQueue::push(Sequence& sequence, std::int64_t step) {
   sequence.status = SequenceStatus::kWaiting;
   by_urgency_.insert(&sequence);
+  by_deadline_.insert(&sequence);
   if (sequence.promoted) return;
   sequence.promotion_step = step + sequence.wait_left;
   unpromoted_.insert(&sequence);
@@ -21,6 +23,7 @@ void WaitingQueue::push(Sequence& sequence, std::int64_t step) {
 
 void WaitingQueue::remove(Sequence& sequence, std::int64_t step) {
   by_urgency_.erase(&sequence);
+  by_deadline_.erase(&sequence);
   if (sequence.promoted) return;
   unpromoted_.erase(&sequence);
   sequence.wait_left = sequence.promotion_step - step;
@@ -36,13 +39,9 @@ void WaitingQueue::promote_due(std::int64_t step) {
   }
 }
 
-Sequence* WaitingQueue::most_overdue(std::int64_t step) const {
-  if (unpromoted_.empty() || (*unpromoted_.begin())->promotion_step >= step) return nullptr;
-  return *unpromoted_.begin();
-}
-
 void WaitingQueue::check_integrity() const {
   std::size_t num_unpromoted = 0;
+  PAGED_INVARIANT(by_deadline_.size() == by_urgency_.size(), "sequences by deadline: ", by_deadline_.size());
   for (Sequence* sequence : by_urgency_) {
     PAGED_INVARIANT(sequence->status == SequenceStatus::kWaiting, "sequence ", sequence->id,
                     " queues but does not wait");

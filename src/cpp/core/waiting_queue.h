@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The sequences that wait, most urgent first, and the rule of urgency.
 //
-// Promoted sequences come first, in order of arrival; then the others by priority, then by arrival. A preempted
+// Promoted sequences come first, in order of arrival; then the others by priority, deadline and arrival. A preempted
 // sequence keeps its arrival and so returns to the front of its class. A sequence is promoted, for good, once it has
 // spent max_wait_steps steps in this queue (over all its waits): from then on only sequences that arrived earlier can
 // be served before it, whatever keeps arriving.
@@ -26,10 +26,8 @@ class WaitingQueue {
   // To be called at the start of each step.
   void promote_due(std::int64_t step);
 
-  // Of those whose promotion is due, the one that has waited longest beyond it; null if none is.
-  Sequence* most_overdue(std::int64_t step) const;
-
   Sequence& front() const { return **by_urgency_.begin(); }
+  Sequence& earliest_deadline() const { return **by_deadline_.begin(); }
   bool empty() const { return by_urgency_.empty(); }
   std::int32_t size() const { return static_cast<std::int32_t>(by_urgency_.size()); }
 
@@ -46,7 +44,14 @@ class WaitingQueue {
     }
   };
 
+  struct EarlierDeadline {
+    bool operator()(const Sequence* a, const Sequence* b) const {
+      return a->deadline != b->deadline ? a->deadline < b->deadline : a->arrival < b->arrival;
+    }
+  };
+
   std::set<Sequence*, MoreUrgent> by_urgency_;
+  std::set<Sequence*, EarlierDeadline> by_deadline_;
   std::set<Sequence*, EarlierPromotion> unpromoted_;
 };
 

@@ -11,6 +11,7 @@
 #include "core/hazard_policy.h"
 #include "core/policies.h"
 #include "core/scheduler.h"
+#include "sim/baseline_policies.h"
 
 namespace paged {
 namespace {
@@ -19,10 +20,6 @@ TokenId token_of(std::uint64_t writer, std::uint64_t position) {
   std::uint64_t x = writer * 0x9E3779B97F4A7C15 + position * 0xD1B54A32D192ED03 + 1;
   x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9;
   return static_cast<TokenId>((x >> 33) & 0x3FFFFFFF);
-}
-
-double prefill_seconds(const StepCost& cost, double position, double num_tokens) {
-  return num_tokens * (cost.per_token + cost.per_token_pair * (position + num_tokens / 2));
 }
 
 class Replay {
@@ -50,7 +47,7 @@ class Replay {
       if (scheduler_.has_work()) step();
     }
     result_.seconds = now_;
-    result_.mean_live_tokens = live_token_seconds_ / std::max(now_, 1e-9);
+    result_.mean_live_tokens = live_token_seconds_ / std::max(full_seconds_, 1e-9);
     result_.num_preemptions = scheduler_.num_preemptions();
     return std::move(result_);
   }
@@ -85,7 +82,10 @@ class Replay {
   void push(double when, std::size_t agent) { due_.push({when, agent}); }
 
   void advance(double until) {
-    live_token_seconds_ += static_cast<double>(live_tokens_) * (until - now_);
+    if (2 * num_live_roots_ >= config_.num_slots) {
+      live_token_seconds_ += static_cast<double>(live_tokens_) * (until - now_);
+      full_seconds_ += until - now_;
+    }
     now_ = until;
     scheduler_.set_now(now_);
   }
@@ -95,6 +95,7 @@ class Replay {
     state.began = due;
     const ReplayAgent& spec = agents_[agent];
     if (!spec.is_root) return;
+    ++num_live_roots_;
     for (std::int32_t i = 0; i < spec.num_prefix_tokens; ++i)
       state.tokens.push_back(token_of(static_cast<std::uint64_t>(spec.prefix), static_cast<std::uint64_t>(i)));
     state.num_shared = spec.num_prefix_tokens;
@@ -133,9 +134,9 @@ class Replay {
     const std::int32_t num_new = num_prompt - state.num_known;
     result_.num_new_tokens += num_new;
     const ReplayDevice& device = config_.device;
-    state.least += device.base + prefill_seconds(device.prefill, state.num_known, num_new) +
-                   turn.output * (device.base + device.decode_base +
-                                  device.per_decoded_context_token * (num_prompt + turn.output / 2.0));
+    state.least += device.base + span_cost(state.num_known, num_new, device.prefill) +
+                   (turn.output - 1) * (device.base + device.decode_base +
+                                        device.per_decoded_context_token * (num_prompt + turn.output / 2.0));
     state.num_known = num_prompt + turn.output - 1;
   }
 
@@ -158,7 +159,7 @@ class Replay {
         decodes = true;
         seconds += device.per_decoded_context_token * scheduled.num_computed_tokens;
       } else {
-        seconds += prefill_seconds(device.prefill, scheduled.num_computed_tokens, scheduled.num_scheduled_tokens);
+        seconds += span_cost(scheduled.num_computed_tokens, scheduled.num_scheduled_tokens, device.prefill);
         result_.num_prefill_tokens += scheduled.num_scheduled_tokens;
       }
     }
@@ -193,10 +194,10 @@ class Replay {
     if (state.turn == agents_[agent].turns.size()) return end(agent, state);
     state.least += turn.gap;
     push(now_ + turn.gap, agent);
-    if (state.session == 0) return;
+    if (state.session == 0 || !config_.tells_tools) return;
     Expectation expectation;
     if (turn.guess >= 0.0) expectation.quantiles = {{0.5, std::max(turn.guess, 1e-3)}};
-    scheduler_.sessions().pause(state.session, config_.tells_tools ? std::to_string(turn.tool) : "", expectation);
+    scheduler_.sessions().pause(state.session, std::to_string(turn.tool), expectation);
   }
 
   void spawn(const State& parent, std::size_t agent) {
@@ -215,7 +216,9 @@ class Replay {
     result_.least_seconds[agent] = state.least;
     if (state.session != 0) end_session(state.session);
     state.tokens = {};
-    if (agents_[agent].is_root && next_root_ < roots_.size()) push(now_, roots_[next_root_++]);
+    if (!agents_[agent].is_root) return;
+    --num_live_roots_;
+    if (next_root_ < roots_.size()) push(now_, roots_[next_root_++]);
   }
 
   void end_session(SessionId session) {
@@ -237,7 +240,9 @@ class Replay {
   SequenceId next_sequence_ = 1;
   double now_ = 0.0;
   std::int64_t live_tokens_ = 0;
-  double live_token_seconds_ = 0.0;
+  std::int32_t num_live_roots_ = 0;
+  double live_token_seconds_ = 0.0;  // and the time, while at least half as many live as may
+  double full_seconds_ = 0.0;
   std::vector<TokenId> sampled_;
   std::vector<TokenEvent> events_;
   ReplayResult result_;
@@ -311,7 +316,10 @@ std::shared_ptr<Policy> make_policy(const std::string& name, double ttl_seconds)
   if (name == "ttl") return std::make_shared<TtlPolicy>(ttl_seconds);
   if (name == "priority") return std::make_shared<PriorityPolicy>();
   if (name == "clairvoyant") return std::make_shared<ClairvoyantPolicy>();
-  PAGED_CHECK(name == "hazard", "a policy is lru, ttl, priority, hazard or clairvoyant, got ", name);
+  if (name == "session_order") return std::make_shared<SessionOrderPolicy>();
+  if (name == "admission") return std::make_shared<AdmissionPolicy>();
+  PAGED_CHECK(name == "hazard", "a policy is lru, session_order, admission, ttl, priority, hazard or clairvoyant, got ",
+              name);
   return std::make_shared<HazardPolicy>();
 }
 

@@ -47,7 +47,7 @@ struct ReplayConfig {
   std::int32_t num_slots = 1;  // root agents that live at once; the next begins when one ends
   double stagger = 0.0;        // seconds over which the first ones begin
   bool uses_sessions = true;   // false: each turn is a request of its own
-  bool tells_tools = true;
+  bool tells_tools = true;     // false: pauses are not announced
   std::shared_ptr<Policy> policy = nullptr;
   ReplayDevice device = {};
 };
@@ -63,7 +63,7 @@ struct ReplayResult {
   std::int64_t num_preemptions = 0;
   double seconds = 0.0;  // on the virtual clock
   double busy_seconds = 0.0;
-  double mean_live_tokens = 0.0;  // of agents that have begun and not ended, over time
+  double mean_live_tokens = 0.0;  // own ones of agents that have begun and not ended, while half the slots are taken
 };
 
 ReplayResult replay(const std::vector<ReplayAgent>& agents, const ReplayConfig& config);
