@@ -22,7 +22,7 @@ def run(isa: str, *command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512", "avx512bf16"])
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512", "avx512bf16", "amx"])
 def test_every_instruction_set(isa: str) -> None:
     if isa == BEST:
         pytest.skip(f"the op tests of this run use {isa} already")
@@ -36,4 +36,4 @@ def test_every_instruction_set(isa: str) -> None:
 
 def test_an_unknown_instruction_set_is_refused() -> None:
     probe = run("sse9", "-c", "from paged import _C; _C.ops.isa()")
-    assert "PAGED_ISA must be baseline, avx2, avx512 or avx512bf16" in probe.stderr
+    assert "PAGED_ISA must be baseline, avx2, avx512, avx512bf16 or amx" in probe.stderr

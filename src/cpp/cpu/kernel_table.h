@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The kernels of one instruction set. The sources in cpu/isa are compiled once for each; kernels() picks the best the
-// CPU and the operating system support, once, at its first call. PAGED_ISA=baseline|avx2|avx512|avx512bf16 overrides it
-// and throws std::invalid_argument where the CPU lacks it. (baseline is SSE2 on x86-64 and NEON on 64-bit Arm.)
+// CPU and the operating system support, once, at its first call. PAGED_ISA=baseline|avx2|avx512|avx512bf16|amx
+// overrides it and throws std::invalid_argument where the CPU lacks it. (baseline is SSE2 on x86-64 and NEON on 64-bit
+// Arm.)
 //
 // A kernel works on a range of rows or on one tile in the calling thread; who gets which is decided above, in
 // cpu/*.cpp.
@@ -16,7 +17,7 @@ namespace paged::cpu {
 
 class PackedMatrix;
 
-inline constexpr int kMaxTileRows = 48;
+inline constexpr int kMaxTileRows = 64;
 inline constexpr int kMaxTilePanels = 8;
 inline constexpr int kKeyTile = 64;       // keys of one step of the online softmax
 inline constexpr int kKeyChunk = 1024;    // keys whose state starts from init; states merge in ascending order
@@ -69,6 +70,7 @@ inline constexpr int kSumBlock = 256;
 
 struct KernelTable {
   const char* isa;
+  int linear_rows;  // of a LinearTile that suit the registers best; <= kMaxTileRows
 
   void (*linear)(const LinearTile& tile);
   void (*attention)(const AttentionTile& tile);

@@ -25,7 +25,7 @@ const PackedMatrix& packed(const LinearParams& params, int part) {
 Partition partition(const LinearParams& params, int num_threads) {
   std::int64_t panels = 0;
   for (int i = 0; i < params.num_parts; ++i) panels += packed(params, i).num_panels;
-  const std::int64_t row_blocks = divide_up(params.x.rows, kMaxTileRows);
+  const std::int64_t row_blocks = divide_up(params.x.rows, kernels().linear_rows);
   const std::int64_t even = panels * row_blocks / (4 * num_threads) / 2 * 2;
   return {row_blocks, divide_up(params.x.rows, std::max<std::int64_t>(1, row_blocks)),
           std::clamp<std::int64_t>(even, 2, kMaxTilePanels)};

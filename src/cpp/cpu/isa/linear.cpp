@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // x @ w.T for one tile of rows and panels. Every output is a sum of chains, each of the fused multiply-adds of kChain
 // consecutive k in ascending order, whatever the number of rows, the register tile or the thread: a row's result does
-// not depend on its batch. (A single chain over all k would round several times worse.) Three paths, the same chains:
+// not depend on its batch. (A single chain over all k would round several times worse.) Paths, the first two of the
+// same chains:
 //   few rows        weights are decoded in registers and used at once (decode streams the weights, memory bound)
 //   many rows       two panels are decoded into scratch once per 256 k and multiplied by all rows of the tile
-//   bf16 x bf16     where the machine has dpbf16, for every number of rows: a chain of dpbf16 over pairs of k
+//   bf16 x bf16     where the machine has AMX, by its tiles (linear_tiles.h); else where it has dpbf16, by a chain of
+//   it
+//                   over pairs of k; either for every number of rows
 #include "cpu/isa/kernels.h"
 #include "cpu/isa/linear_formats.h"
+#include "cpu/isa/linear_tiles.h"
 #include "cpu/isa/rows.h"
 
 namespace paged::cpu::PAGED_ISA_NAMESPACE {
@@ -247,6 +251,13 @@ void run_pair_pass(const LinearTile& tile, const Pass& pass) {
 
 void linear(const LinearTile& tile) {
   Scratch& scratch = *reinterpret_cast<Scratch*>(tile.scratch);
+  if constexpr (kHasTiles) {
+    if (tiles_take(tile)) {
+      multiply_tiles(tile, scratch.acc, kAccStride);
+      with_type(tile.out.dtype, [&](auto tag) { finish_rows<decltype(tag)>(tile, scratch.acc); });
+      return;
+    }
+  }
   const PackedMatrix& matrix = *tile.weights;
   const bool pairs = kDotBf16 && matrix.format == PackedFormat::kBFloat16 && tile.x.dtype == DType::kBFloat16;
   const int block = tile.num_rows <= kFewRows ? kLongBlockK : kBlockK;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cpu/isa/kernels.h"
+#include "cpu/isa/tiles.h"
 
 #define PAGED_STRING_OF(x) #x
 #define PAGED_STRING(x) PAGED_STRING_OF(x)
@@ -9,6 +10,7 @@ namespace paged::cpu::PAGED_ISA_NAMESPACE {
 extern const KernelTable kTable;
 const KernelTable kTable = {
     .isa = PAGED_STRING(PAGED_ISA_NAMESPACE),
+    .linear_rows = kHasTiles ? 64 : 48,
     .linear = linear,
     .attention = attention,
     .attention_merge = attention_merge,
