@@ -5,6 +5,7 @@
 // depend on the batch, on how its prompt was chunked, on the block size or on how many threads share the context. A
 // score is one fma chain over head_dim; an output one chain over the keys of a tile. Keys past a row's range score
 // -infinity; values outside the tile's range are never read.
+#include "cpu/isa/attention_tiles.h"
 #include "cpu/isa/attention_walk.h"
 #include "cpu/isa/kernels.h"
 #include "cpu/isa/rows.h"
@@ -74,9 +75,9 @@ void softmax_row(const Walk& walk, int row, int tile_begin) {
   }
   F32 v[kKeyTile / 16];
   for (int i = 0; i < kKeyTile / 16; ++i) {
-    v[i] = load(p + 16 * i);
+    v[i] = load(p + 16 * i) * set1(walk.score_scale);
     if (walk.tile.op->softcap > 0.0f) v[i] = set1(walk.tile.op->softcap) * tanh(v[i] / set1(walk.tile.op->softcap));
-    v[i] = keep_lanes(v[i], begin - 16 * i, end - 16 * i, kNegativeInfinity);
+    if (begin > 0 || end < kKeyTile) v[i] = keep_lanes(v[i], begin - 16 * i, end - 16 * i, kNegativeInfinity);
   }
   const float tile_max = reduce_max(max(max(v[0], v[1]), max(v[2], v[3])));
   const float new_max = tile_max > s.max[row] ? tile_max : s.max[row];
@@ -84,7 +85,7 @@ void softmax_row(const Walk& walk, int row, int tile_begin) {
     v[i] = exp(v[i] - set1(new_max));
     store(p + 16 * i, v[i]);
   }
-  s.scale[row] = exp_scalar(s.max[row] - new_max);
+  s.scale[row] = s.max[row] == new_max ? 1.0f : exp_scalar(s.max[row] - new_max);
   s.sum[row] = s.sum[row] * s.scale[row] + reduce_add((v[0] + v[1]) + (v[2] + v[3]));
   s.max[row] = new_max;
 }
@@ -155,6 +156,22 @@ void visit_keys(const Walk& walk, Range range, Range next) {
     value_some<C, kAttentionRows>(walk, row, smaller(kAttentionRows, walk.num_rows - row), in_tile);
 }
 
+// The same by tiles.
+void visit_keys_tiled(const Walk& walk, Range range, Range next) {
+  const int tile_begin = range.begin / kKeyTile * kKeyTile;
+  const KeyVectors<BFloat16> keys = key_vectors<BFloat16>(walk, tile_begin, range);
+  find_values<BFloat16>(walk, tile_begin, range, walk.s.values);
+  fetch_pieces<BFloat16>(walk, range, 1);
+  score_tiles(walk, keys);
+  fetch_pieces<BFloat16>(walk, next, 0);
+  for (int row = 0; row < walk.num_rows; ++row) {
+    softmax_row(walk, row, tile_begin);
+    round_weights(walk, row);
+  }
+  pair_values(walk, {range.begin - tile_begin, range.end - tile_begin});
+  value_tiles(walk);
+}
+
 // ---- states: init, merge, normalise
 
 void init(float* max, float* sum, float* acc, int head_stride) {
@@ -202,6 +219,17 @@ void load_queries(const Walk& walk) {
   });
 }
 
+void begin_queries(const Walk& walk) {
+  if constexpr (kHasTiles) {
+    begin_tiles(shapes_of(smaller(walk.num_rows, 16), 0));
+    if (tiles_take(*walk.tile.op)) {
+      __builtin_memset(walk.s.zeros, 0, sizeof(walk.s.zeros));
+      return copy_queries(walk);
+    }
+  }
+  load_queries(walk);
+}
+
 void end_chunk(const Walk& walk, int chunk) {
   AttentionScratch& s = walk.s;
   for (int row = 0; row < walk.num_rows; ++row) {
@@ -219,6 +247,14 @@ void end_chunk(const Walk& walk, int chunk) {
   }
 }
 
+template <typename C>
+void visit(const Walk& walk, Range range, Range next) {
+  if constexpr (kHasTiles) {
+    if (tiles_take(*walk.tile.op)) return visit_keys_tiled(walk, range, next);
+  }
+  visit_keys<C>(walk, range, next);
+}
+
 void walk_chunk(const Walk& walk, int chunk) {
   const Range all = walk.all_keys();
   const Range keys{larger(all.begin, chunk * kKeyChunk), smaller(all.end, (chunk + 1) * kKeyChunk)};
@@ -229,7 +265,7 @@ void walk_chunk(const Walk& walk, int chunk) {
     Range range = clip(keys, keys.begin / kKeyTile * kKeyTile);
     while (range.begin < range.end) {
       const Range next = clip(keys, range.end);
-      visit_keys<decltype(tag)>(walk, range, next);
+      visit<decltype(tag)>(walk, range, next);
       range = next;
     }
   });
@@ -251,12 +287,14 @@ void attention(const AttentionTile& tile) {
       .head_dim = head_dim,
       .head_stride = (head_dim + 15) / 16 * 16,
       .position = batch.seq_lens[sequence] - query_len + tile.query_begin,
+      .score_scale = tiles_take(*tile.op) ? tile.op->scale : 1.0f,
   };
-  load_queries(walk);
+  begin_queries(walk);
   AttentionScratch& s = walk.s;
   for (int row = 0; row < walk.num_rows; ++row)
     init(&s.total_max[row], &s.total_sum[row], s.total + row * walk.head_stride, walk.head_stride);
   for (int chunk = tile.chunk_begin; chunk < tile.chunk_end; ++chunk) walk_chunk(walk, chunk);
+  if constexpr (kHasTiles) end_tiles();
   if (tile.partials != nullptr) return;
   for (int row = 0; row < walk.num_rows; ++row)
     normalise(*tile.op, walk.head(row), walk.token(row), s.total_max[row], s.total_sum[row],

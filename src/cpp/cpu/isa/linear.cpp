@@ -253,7 +253,7 @@ void linear(const LinearTile& tile) {
   Scratch& scratch = *reinterpret_cast<Scratch*>(tile.scratch);
   if constexpr (kHasTiles) {
     if (tiles_take(tile)) {
-      multiply_tiles(tile, scratch.acc, kAccStride);
+      multiply_tiles(tile, scratch.acc, kAccStride, reinterpret_cast<std::byte*>(scratch.x));
       with_type(tile.out.dtype, [&](auto tag) { finish_rows<decltype(tag)>(tile, scratch.acc); });
       return;
     }

@@ -6,9 +6,10 @@
 // row of c depends on no other one. Denormal numbers count as zero.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
-#include "cpu/inline.h"
+#include "cpu/isa/vec.h"
 
 namespace paged::cpu::PAGED_ISA_NAMESPACE {
 
@@ -55,6 +56,18 @@ PAGED_INLINE void multiply_pairs_onto() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kC), "i"(kA), "i"(kB));
 }
 
+// Words of sixteen elements of a and b: to[i] = a[i] and, above it, b[i].
+PAGED_INLINE void interleave(const BFloat16* a, const BFloat16* b, void* to) {
+  const auto words = [](const BFloat16* p) {
+    return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  };
+  _mm512_store_si512(to, _mm512_or_si512(words(a), _mm512_slli_epi32(words(b), 16)));
+}
+// Rounded to nearest even; denormal numbers become zero.
+PAGED_INLINE void store_rounded(BFloat16* to, F32 x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(x.v));
+}
+
 #else
 
 // Never called.
@@ -68,7 +81,90 @@ template <int kTile>
 void store_tile(void* to, std::int64_t stride_bytes);
 template <int kC, int kA, int kB>
 void multiply_pairs_onto();
+void interleave(const BFloat16* a, const BFloat16* b, void* to);
+void store_rounded(BFloat16* to, F32 x);
 
 #endif
+
+// c = a @ b, or onto what c holds: one or two tiles of rows of a by as many tiles of b as a function says. Rows of a
+// and c are so many bytes apart, and so are the rows of pairs of b. Registers 0 to 3 hold c, the others a and b.
+struct TileProduct {
+  const std::byte* a;
+  std::int64_t a_bytes, a_step;  // to the next row, and to the next 32 k
+  const std::byte* b[4];
+  std::int64_t b_bytes;
+  float* c[4];
+  std::int64_t c_bytes;
+  std::int64_t steps;  // of kTileK
+  bool onto;
+
+  PAGED_INLINE const std::byte* a_at(std::int64_t step) const { return a + step * a_step; }
+  PAGED_INLINE const std::byte* b_at(int tile, std::int64_t step) const { return b[tile] + step * 16 * b_bytes; }
+
+  template <int kC>
+  PAGED_INLINE void begin() const {
+    if (onto)
+      load_tile<kC>(c[kC], c_bytes);
+    else
+      clear_tile<kC>();
+  }
+  template <int kC>
+  PAGED_INLINE void end() const {
+    store_tile<kC>(c[kC], c_bytes);
+  }
+};
+
+PAGED_INLINE void multiply_one_by_one(const TileProduct& product) {
+  product.begin<0>();
+  for (std::int64_t i = 0; i < product.steps; ++i) {
+    load_tile<4>(product.a_at(i), product.a_bytes);
+    load_tile<6>(product.b_at(0, i), product.b_bytes);
+    multiply_pairs_onto<0, 4, 6>();
+  }
+  product.end<0>();
+}
+
+PAGED_INLINE void multiply_one_by_four(const TileProduct& product) {
+  product.begin<0>(), product.begin<1>(), product.begin<2>(), product.begin<3>();
+  for (std::int64_t i = 0; i < product.steps; ++i) {
+    load_tile<4>(product.a_at(i), product.a_bytes);
+    load_tile<5>(product.b_at(0, i), product.b_bytes);
+    multiply_pairs_onto<0, 4, 5>();
+    load_tile<6>(product.b_at(1, i), product.b_bytes);
+    multiply_pairs_onto<1, 4, 6>();
+    load_tile<7>(product.b_at(2, i), product.b_bytes);
+    multiply_pairs_onto<2, 4, 7>();
+    load_tile<5>(product.b_at(3, i), product.b_bytes);
+    multiply_pairs_onto<3, 4, 5>();
+  }
+  product.end<0>(), product.end<1>(), product.end<2>(), product.end<3>();
+}
+
+// c[0] and c[1] are of the first 16 rows, c[2] and c[3] of those behind them.
+PAGED_INLINE void multiply_two_by_two(const TileProduct& product) {
+  product.begin<0>(), product.begin<1>(), product.begin<2>(), product.begin<3>();
+  for (std::int64_t i = 0; i < product.steps; ++i) {
+    load_tile<6>(product.b_at(0, i), product.b_bytes);
+    load_tile<4>(product.a_at(i), product.a_bytes);
+    multiply_pairs_onto<0, 4, 6>();
+    load_tile<7>(product.b_at(1, i), product.b_bytes);
+    multiply_pairs_onto<1, 4, 7>();
+    load_tile<5>(product.a_at(i) + 16 * product.a_bytes, product.a_bytes);
+    multiply_pairs_onto<2, 5, 6>();
+    multiply_pairs_onto<3, 5, 7>();
+  }
+  product.end<0>(), product.end<1>(), product.end<2>(), product.end<3>();
+}
+
+// Registers for tiles of a of `first` and, for multiply_two_by_two, `second` rows; 0: for the other two.
+PAGED_INLINE TileShapes shapes_of(int first, int second) {
+  TileShapes shapes;
+  for (int tile = 0; tile < 4; ++tile) shapes.set(tile, second == 0 || tile < 2 ? first : second);
+  shapes.set(4, first);
+  shapes.set(5, second == 0 ? 16 : second);  // of b, where there is one tile of a
+  shapes.set(6, 16);
+  shapes.set(7, 16);
+  return shapes;
+}
 
 }  // namespace paged::cpu::PAGED_ISA_NAMESPACE

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+// The two products of a tile of keys by AMX, where queries and cache are bfloat16: keys lie as an instruction reads
+// them, of values two keys are put side by side. The exponentials are rounded to bfloat16 for the second product, not
+// for their sum, as in FlashAttention. Whether tiles are used depends on the op alone: a row's bits do not.
+#pragma once
+
+#include "cpu/isa/attention_walk.h"
+#include "cpu/isa/tiles.h"
+
+namespace paged::cpu::PAGED_ISA_NAMESPACE {
+
+PAGED_INLINE bool tiles_take(const AttentionParams& op) {
+  return kHasTiles && op.q.dtype == DType::kBFloat16 && op.cache.dtype == DType::kBFloat16 &&
+         op.cache.head_dim % kTileK == 0;
+}
+
+// Rows past the last one are computed too, from whatever is there, and nobody looks at them.
+PAGED_INLINE int row_tiles(const Walk& walk) { return (walk.num_rows + 15) / 16; }
+
+PAGED_INLINE BFloat16* tiled_queries(const Walk& walk) { return reinterpret_cast<BFloat16*>(walk.s.q); }
+
+PAGED_INLINE void copy_queries(const Walk& walk) {
+  for (int row = 0; row < walk.num_rows; ++row) {
+    const auto* q = static_cast<const BFloat16*>(walk.tile.op->q.data) + walk.token(row) * walk.tile.op->q.row_stride +
+                    std::int64_t{walk.head(row)} * walk.head_dim;
+    __builtin_memcpy(tiled_queries(walk) + row * walk.head_dim, q, static_cast<unsigned long>(walk.head_dim) * 2);
+  }
+}
+
+// p = q @ keys, not yet scaled.
+PAGED_INLINE void score_tiles(const Walk& walk, const KeyVectors<BFloat16>& keys) {
+  const auto at = [&](int i) { return reinterpret_cast<const std::byte*>(keys.at[i]); };
+  for (int t = 0; t < row_tiles(walk); ++t) {
+    float* p = walk.s.p + t * 16 * kKeyTile;
+    multiply_one_by_four({.a = reinterpret_cast<const std::byte*>(tiled_queries(walk) + t * 16 * walk.head_dim),
+                          .a_bytes = std::int64_t{walk.head_dim} * 2,
+                          .a_step = kTileBytes,
+                          .b = {at(0), at(1), at(2), at(3)},
+                          .b_bytes = keys.stride * 2,
+                          .c = {p, p + 16, p + 32, p + 48},
+                          .c_bytes = kKeyTile * 4,
+                          .steps = walk.head_dim / kTileK,
+                          .onto = false});
+  }
+}
+
+PAGED_INLINE void round_weights(const Walk& walk, int row) {
+  for (int i = 0; i < kKeyTile; i += 16)
+    store_rounded(walk.s.rounded + row * kKeyTile + i, load(walk.s.p + row * kKeyTile + i));
+}
+
+// Values outside the range count as zero: what lies there may not be numbers.
+PAGED_INLINE void pair_values(const Walk& walk, Range in_tile) {
+  const auto* zeros = walk.s.zeros;
+  const auto value = [&](int key) {
+    return key < in_tile.begin || key >= in_tile.end ? zeros : reinterpret_cast<const BFloat16*>(walk.s.values[key]);
+  };
+  for (int key = 0; key < kKeyTile; key += 2) {
+    const BFloat16* even = value(key);
+    const BFloat16* odd = value(key + 1);
+    BFloat16* to = walk.s.pairs + key * walk.head_dim;
+    for (int d = 0; d < walk.head_dim; d += 16) interleave(even + d, odd + d, to + 2 * d);
+  }
+}
+
+// acc = acc * scale + p @ values.
+PAGED_INLINE void value_tiles(const Walk& walk) {
+  AttentionScratch& s = walk.s;
+  for (int row = 0; row < walk.num_rows; ++row) {
+    float* acc = s.acc + row * walk.head_stride;
+    if (s.scale[row] == 1.0f) continue;
+    for (int d = 0; d < walk.head_dim; d += 16) store(acc + d, load(acc + d) * set1(s.scale[row]));
+  }
+  for (int t = 0; t < row_tiles(walk); ++t) {
+    TileProduct product{.a = reinterpret_cast<const std::byte*>(s.rounded + t * 16 * kKeyTile),
+                        .a_bytes = kKeyTile * 2,
+                        .a_step = kTileBytes,
+                        .b = {},
+                        .b_bytes = std::int64_t{walk.head_dim} * 4,
+                        .c = {},
+                        .c_bytes = std::int64_t{walk.head_stride} * 4,
+                        .steps = kKeyTile / kTileK,
+                        .onto = true};
+    const auto take = [&](int d, int count) {
+      for (int i = 0; i < count; ++i) {
+        product.b[i] = reinterpret_cast<const std::byte*>(s.pairs + 2 * (d + 16 * i));
+        product.c[i] = s.acc + t * 16 * walk.head_stride + d + 16 * i;
+      }
+    };
+    int d = 0;
+    for (; d + 64 <= walk.head_dim; d += 64) {
+      take(d, 4);
+      multiply_one_by_four(product);
+    }
+    for (; d < walk.head_dim; d += 16) {
+      take(d, 1);
+      multiply_one_by_one(product);
+    }
+  }
+}
+
+}  // namespace paged::cpu::PAGED_ISA_NAMESPACE
