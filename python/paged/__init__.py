@@ -15,7 +15,7 @@ from paged.llm import LLM
 from paged.metrics import Stats
 from paged.outputs import Chunk, Completion, Logprob, RequestError, Timings
 from paged.prefix import Prefix
-from paged.receipts import Explanation, Miss, Receipt
+from paged.receipts import Explanation, Miss, Receipt, Tenant
 from paged.sampling import SamplingParams
 from paged.scoring import Score
 from paged.session import Session
@@ -45,6 +45,7 @@ __all__ = [
     "Session",
     "Stats",
     "StructuredOutputsParams",
+    "Tenant",
     "Timings",
     "ToolCall",
     "__version__",

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from paged.grammar import GrammarCompiler
     from paged.prefix import Prefix
     from paged.program.ir import DType
-    from paged.receipts import Explanation
+    from paged.receipts import Explanation, Receipt, Tenant
     from paged.scoring import Score
     from paged.session import Session
     from paged.text.chat import ChatTemplate
@@ -252,6 +252,30 @@ class LLM:
         from paged.prefix import Prefix
 
         return Prefix(self.session(tenant=tenant, weight=weight), prompt)
+
+    def set_tenant(self, tenant: str, *, floor: int) -> Receipt:
+        """Gives a tenant a floor, at any time: as long as its sessions have no more than `floor` bytes of the KV cache,
+        others take none of it.
+
+        The receipt has the bytes of the floor: clipped or rejected, because all floors together leave what a sequence
+        of `max_model_len` tokens may need (set a smaller `max_model_len`, or a larger `kv_cache_bytes`), or because 64
+        tenants have one. 0: no floor.
+        """
+        from paged.session import receipt_of
+
+        if isinstance(floor, bool) or not isinstance(floor, int) or floor < 0:
+            raise ValueError(f"floor takes a number of bytes, got {shown(floor)}")
+        num_blocks = min(-(-floor // self._bytes_per_block), 2**31 - 1)
+        given = _C.set_tenant_floor(self._running_engine(), tenant, num_blocks)
+        return receipt_of(given, self._bytes_per_block)
+
+    def tenants(self) -> dict[str, Tenant]:
+        """What each tenant has that has sessions or a floor; "" is of sessions without one."""
+        from paged.receipts import Tenant
+
+        size = self._bytes_per_block
+        told = _C.tenants(self._running_engine())
+        return {name: Tenant(sessions, floor * size, owned * size) for name, sessions, floor, owned in told}
 
     def explain(self, session: Session) -> Explanation:
         """As `Session.explain`."""

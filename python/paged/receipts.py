@@ -27,18 +27,41 @@ class Receipt:
 
 @dataclass(frozen=True)
 class Miss:
-    """Tokens that a turn computed though they had been computed before.
+    """Tokens that a turn computed though they had been computed before. `str()` says it in words.
 
     Attributes:
         turn: counts from 1.
-        cause: "evicted" while the session was expected, or "expired": it was held no more.
-        by: id of the request that needed the last of the blocks.
+        cause: "evicted": others took their blocks while the session was expected; "expired": they did when it was held
+            no more; "edited": tokens before them were changed.
+        by: id of the request that took the last of the blocks; 0 for what nobody took.
     """
 
     turn: int
     cause: Literal["evicted", "expired", "edited"]
     num_tokens: int
     by: int
+
+    def __str__(self) -> str:
+        why = {
+            "evicted": f"request {self.by} took their blocks while the session was expected",
+            "expired": f"request {self.by} took their blocks when the session was held no more",
+            "edited": "tokens before them were changed",
+        }
+        return f"turn {self.turn} computed {self.num_tokens} tokens again: {why[self.cause]}"
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """What a tenant has of the KV cache.
+
+    Attributes:
+        floor_bytes: as long as its sessions have no more than this, others take none of it.
+        charged_bytes: that its sessions have, each block counted once.
+    """
+
+    num_sessions: int
+    floor_bytes: int
+    charged_bytes: int
 
 
 @dataclass(frozen=True)
@@ -51,7 +74,7 @@ class Explanation:
         since: seconds in this state.
         expected_in: seconds until it is back, as far as is known; infinite if nothing is.
         is_held: sessions that wait for room do not get its blocks.
-        lease_left: seconds of `pin`.
+        lease_left, leased_bytes: of `pin`, in seconds and of the KV cache.
         resident_bytes: of its KV cache that are there.
         charged_bytes: of those, with each block shared by the sessions that use it.
         num_reused_tokens, num_computed_tokens: of all its turns' prompts, found in the cache and computed.
@@ -63,6 +86,7 @@ class Explanation:
     expected_in: float
     is_held: bool
     lease_left: float
+    leased_bytes: int
     resident_bytes: int
     charged_bytes: float
     num_turns: int

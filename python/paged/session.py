@@ -123,7 +123,7 @@ class Session:
         if not 0 <= start <= end <= len(tokens):
             raise ValueError(f"a span is (start, end) within the session's {len(tokens)} tokens, got {span!r}")
         rest = [*self._ids(prompt, begins=start == 0), *tokens[end:]]
-        receipt = self.rewind(start)
+        receipt = self._rewind(start, len(tokens) - end)
         if receipt.status == "accepted" and rest:
             self.append(rest)
         return receipt
@@ -148,13 +148,13 @@ class Session:
     # -- signals and commands ------------------------------------------------------------------------------------
 
     def pause(self, tool: str = "", expect: Expectation | None = None) -> Receipt:
-        """It now waits for a tool: how long such tools take is learnt by their names.
+        """It now waits for a tool: how long such tools take is learnt by their names. Deferred while a turn runs: it
+        begins when that has ended.
 
         Args:
-            expect: seconds until it is back, or quantiles of them, ((share, seconds), ...) ascending. How far such
-                guesses come true is learnt too.
+            expect: seconds until it is back, or quantiles of them, ((share, seconds), ...) ascending: so many of such
+                tools are back by then. How far such guesses come true is learnt too.
         """
-        self._settle()
         return self._receipt(_C.session_pause(self._engine, self._id, tool, _quantiles(expect)))
 
     def progress(self, share: float) -> Receipt:
@@ -167,20 +167,26 @@ class Session:
 
     def rewind(self, num_tokens: int) -> Receipt:
         """Goes back to its first `num_tokens` tokens."""
+        return self._rewind(num_tokens, 0)
+
+    def _rewind(self, num_tokens: int, num_again: int) -> Receipt:
         self._settle()
-        receipt = self._receipt(_C.session_rewind(self._engine, self._id, num_tokens))
+        receipt = self._receipt(_C.session_rewind(self._engine, self._id, num_tokens, num_again))
         if receipt.status == "accepted":
             self._chat = None
         return receipt
 
     def pin(self, ttl: float, budget: int | None = None) -> Receipt:
-        """Its blocks go last for `ttl` seconds, if they take no more than `budget` bytes. A lease, not a lock: who runs
-        may still need them."""
+        """The first `budget` bytes of its blocks go last for `ttl` seconds, of those that it will have too; None: as
+        many as it has. A lease, not a lock: who runs may still need them. It takes the place of the lease before.
+
+        The receipt has the bytes and the end of the lease: clipped, because all leases together leave what one step may
+        need, or rejected if nothing can be leased.
+        """
         if not 0 < ttl < math.inf:
             raise ValueError(f"ttl takes a number of seconds above 0, got {ttl!r}")
-        self._settle()
-        most = 2**31 - 1 if budget is None else budget // self._llm._bytes_per_block
-        return self._receipt(_C.session_pin(self._engine, self._id, ttl, min(most, 2**31 - 1)))
+        num_blocks = None if budget is None else min(budget // self._llm._bytes_per_block, 2**31 - 1)
+        return self._receipt(_C.session_pin(self._engine, self._id, ttl, num_blocks))
 
     def close(self) -> Receipt:
         """Gives up what only it used; a turn that runs is cancelled. Again, it is rejected, and nothing happens."""
@@ -212,6 +218,7 @@ class Session:
             expected_in=told["expected_in"],
             is_held=told["is_held"],
             lease_left=told["lease_left"],
+            leased_bytes=told["num_leased_blocks"] * size,
             resident_bytes=told["num_resident_blocks"] * size,
             charged_bytes=told["num_charged_blocks"] * size,
             num_turns=told["num_turns"],
@@ -304,8 +311,12 @@ class Session:
         return self._llm._token_ids(prompt if isinstance(prompt, str) else list(prompt))
 
     def _receipt(self, given: tuple[str, int, float, str]) -> Receipt:
-        status, num_blocks, until, reason = given
-        return Receipt(status, num_blocks * self._llm._bytes_per_block, until or None, reason)  # type: ignore[arg-type]
+        return receipt_of(given, self._llm._bytes_per_block)
+
+
+def receipt_of(given: tuple[str, int, float, str], bytes_per_block: int) -> Receipt:
+    status, num_blocks, until, reason = given
+    return Receipt(status, num_blocks * bytes_per_block, until or None, reason)  # type: ignore[arg-type]
 
 
 def open_session(llm: LLM, parent: Session | Prefix | None, tenant: str | None, weight: float | None) -> Session:

@@ -47,7 +47,7 @@ class Simulation {
     const Session& session = *scheduler.sessions().find(spec.session);
     SequenceSpec whole = spec;
     whole.prompt.insert(whole.prompt.begin(), session.tokens.begin(), session.tokens.end());
-    whole.cache_salt = session.spec.cache_salt;
+    whole.cache_salt = session.spec.tenant;
     scheduler.add(spec);
     living[spec.id] = {whole.prompt, whole.prompt.size(), spec.stop, whole.cache_salt, false};
     device.futures.emplace(spec.id, Future(spec.id, whole.prompt, whole.cache_salt));

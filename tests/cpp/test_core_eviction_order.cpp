@@ -17,11 +17,14 @@ struct NaiveBlock {
   std::int64_t stamp = 0;
   double freed_at = 0.0;
   BlockWorth worth = {};
+  std::int32_t lane = 0;
 };
 
 class RandomOrder {
  public:
-  explicit RandomOrder(unsigned seed) : random_(seed), order_(kNumBlocks), naive_(kNumBlocks) {
+  RandomOrder(unsigned seed, int num_lanes)
+      : random_(seed), order_(kNumBlocks), naive_(kNumBlocks), is_allowed_(static_cast<std::size_t>(num_lanes), true) {
+    for (int lane = 1; lane < num_lanes; ++lane) CHECK_EQ(order_.add_lane(), lane);
     for (BlockId block = kNumBlocks; block-- > 0;) blank_.push_back(block);
   }
 
@@ -35,8 +38,10 @@ class RandomOrder {
         free_one();
       else if (choice < 8)
         revive_one();
-      else
+      else if (choice < 9 || is_allowed_.size() == 1)
         reprice_one();
+      else
+        move_one();
       order_.check_integrity();
       CHECK_EQ(order_.num_free(), static_cast<std::int32_t>(
                                       std::count_if(naive_.begin(), naive_.end(), [](auto& b) { return b.is_free; })));
@@ -58,11 +63,12 @@ class RandomOrder {
     return block.worth.by_age ? worth_at_age(now_ - block.freed_at) : block.worth.score;
   }
   // Ages are ordered by age whatever they are worth, so the first of each kind are what is compared.
-  BlockId first(bool by_age) {
+  BlockId first(bool by_age, std::int32_t lane) {
     BlockId best = kNoBlock;
     for (BlockId block = 0; block < kNumBlocks; ++block) {
       const NaiveBlock& each = naive(block);
-      if (!each.is_free || !each.is_cached || !is_leaf(block) || each.worth.by_age != by_age) continue;
+      if (!each.is_free || !each.is_cached || !is_leaf(block) || each.worth.by_age != by_age || each.lane != lane)
+        continue;
       const auto key = [&](const NaiveBlock& b) { return std::pair(by_age ? 0.0 : b.worth.score, b.stamp); };
       if (best == kNoBlock || key(each) < key(naive(best))) best = block;
     }
@@ -70,8 +76,20 @@ class RandomOrder {
   }
   BlockId victim() {
     if (!blank_.empty()) return blank_.back();
-    const BlockId aged = first(true);
-    const BlockId scored = first(false);
+    BlockId best = kNoBlock;
+    const auto key = [&](BlockId block) {
+      const NaiveBlock& each = naive(block);
+      return std::pair(each.worth.by_age && each.stamp == 0 ? -1.0 : value(each), each.stamp);
+    };
+    for (std::size_t lane = 0; lane < is_allowed_.size(); ++lane) {
+      const BlockId block = is_allowed_[lane] ? victim_of(static_cast<std::int32_t>(lane)) : kNoBlock;
+      if (block != kNoBlock && (best == kNoBlock || key(block) < key(best))) best = block;
+    }
+    return best;
+  }
+  BlockId victim_of(std::int32_t lane) {
+    const BlockId aged = first(true, lane);
+    const BlockId scored = first(false, lane);
     if (aged == kNoBlock || scored == kNoBlock) return std::max(aged, scored);
     return naive(aged).stamp == 0 || value(naive(aged)) <= value(naive(scored)) ? aged : scored;
   }
@@ -79,8 +97,11 @@ class RandomOrder {
   // Takes the victim and gives it content that continues a block in use, if there is one.
   void allocate() {
     if (order_.num_free() == 0) return;
-    const BlockId block = order_.victim(now_, worth_at_age);
+    for (std::size_t lane = 1; lane < is_allowed_.size(); ++lane) is_allowed_[lane] = below(3) > 0;
+    const auto may_take = [&](std::int32_t lane) { return is_allowed_[static_cast<std::size_t>(lane)]; };
+    const BlockId block = order_.victim(now_, worth_at_age, may_take);
     CHECK_EQ(block, victim());
+    if (block == kNoBlock) return;
     if (naive(block).is_cached) {
       ++num_evicted_;
       const BlockId exposed = order_.leave(block);
@@ -89,7 +110,7 @@ class RandomOrder {
       blank_.pop_back();
     }
     order_.take(block);
-    naive(block) = {false, false, kNoBlock, 0, 0.0, {}};
+    naive(block) = {false, false, kNoBlock, 0, 0.0, {}, naive(block).lane};
     if (below(4) == 0) return;
     const BlockId parent = any_in_use(block);
     order_.enter(block, parent);
@@ -112,7 +133,7 @@ class RandomOrder {
     if (freed.is_free || continued) return;
     const BlockWorth worth = any_worth();
     order_.free(block, worth, now_);
-    freed = {true, freed.is_cached, freed.parent, ++last_stamp_, now_, worth};
+    freed = {true, freed.is_cached, freed.parent, ++last_stamp_, now_, worth, freed.lane};
     if (!freed.is_cached) blank_.push_back(block);
   }
 
@@ -137,12 +158,19 @@ class RandomOrder {
     if (forget) naive(block).stamp = 0;
   }
 
+  void move_one() {
+    const BlockId block = below(kNumBlocks);
+    naive(block).lane = below(static_cast<int>(is_allowed_.size()));
+    order_.set_lane(block, naive(block).lane);
+  }
+
   BlockWorth any_worth() { return below(2) == 0 ? BlockWorth{} : BlockWorth{false, 0.1 * below(10)}; }
 
   std::mt19937 random_;
   EvictionOrder order_;
   std::vector<NaiveBlock> naive_;
   std::vector<BlockId> blank_;
+  std::vector<bool> is_allowed_;  // [lanes] for whoever asks now; lane 0 always is
   std::int64_t last_stamp_ = 0;
   double now_ = 0.0;
   BlockId first_forgotten_ = kNoBlock;  // one only: the order among several of them is nobody's business
@@ -150,7 +178,10 @@ class RandomOrder {
 };
 
 TEST(random_operations_agree_with_a_model) {
-  for (unsigned seed = 0; seed < 200; ++seed) RandomOrder(seed).run(300);
+  for (unsigned seed = 0; seed < 200; ++seed) RandomOrder(seed, 1).run(300);
+}
+TEST(random_operations_in_lanes_agree_with_a_model) {
+  for (unsigned seed = 0; seed < 200; ++seed) RandomOrder(seed, 3).run(500);
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <memory>
 #include <numeric>
+#include <string>
 #include <vector>
 
 #include "base/check.h"
@@ -186,15 +187,125 @@ TEST(a_lease_outlasts_the_rest_and_ends) {
   world.turn(pinned, text(1, 40));
   world.turn(other, text(2, 40));
   world.sessions().pause(other, "a", {{{0.5, 0.1}}});
-  const Receipt receipt = world.sessions().pin(pinned, 10.0, 100);
+  const Receipt receipt = world.sessions().pin(pinned, 10.0);
   CHECK(receipt.status == ReceiptStatus::kAccepted && receipt.num_blocks == 10 && receipt.until == 10.0);
-  CHECK(world.sessions().pin(other, 10.0, 5).status == ReceiptStatus::kRejected);
+  CHECK(world.sessions().pin(other, 10.0, 0).status == ReceiptStatus::kRejected);
   CHECK(world.report(pinned).is_held);
   world.squeeze(28);
   CHECK_EQ(world.report(pinned).num_resident_blocks, 10);
   world.at(1000.0);
   CHECK(!world.report(pinned).is_held);
   CHECK_EQ(world.report(pinned).lease_left, 0.0);
+}
+
+// 40 blocks; a step of 64 tokens for 8 sequences may need 24 of them.
+TEST(leases_leave_what_one_step_may_need) {
+  World world(40);
+  const SessionId first = world.open();
+  const SessionId second = world.open();
+  CHECK(world.sessions().pin(first, 10.0).status == ReceiptStatus::kRejected, "it has nothing yet");
+  world.turn(first, text(1, 40));
+  world.turn(second, text(2, 40));
+  CHECK(world.sessions().pin(first, 10.0, 10).status == ReceiptStatus::kAccepted);
+  const Receipt clipped = world.sessions().pin(second, 10.0, 10);
+  CHECK(clipped.status == ReceiptStatus::kClipped && clipped.num_blocks == 6 && clipped.until == 10.0);
+  CHECK(clipped.reason.find("wanted are 10 blocks") != std::string::npos, clipped.reason);
+  const SessionId third = world.scheduler().fork_session(first);
+  CHECK(world.sessions().pin(third, 10.0).status == ReceiptStatus::kRejected, "all that may be leased is");
+  CHECK(world.sessions().pin(second, 20.0, 3).num_blocks == 3, "a lease replaces the one before");
+  CHECK(world.sessions().pin(third, 10.0).num_blocks == 3);
+  world.at(1000.0);
+  CHECK(world.sessions().pin(third, 10.0).status == ReceiptStatus::kAccepted, "leases end");
+}
+
+TEST(the_first_blocks_of_a_path_may_be_leased_alone) {
+  World world(40);
+  const SessionId session = world.open();
+  const SessionId other = world.open();
+  world.turn(session, text(1, 40));
+  world.turn(other, text(2, 40));
+  world.at(1e6);  // nobody expects either of them any more
+  CHECK(world.sessions().pin(session, 10.0, 4).status == ReceiptStatus::kAccepted);
+  CHECK_EQ(world.scheduler().blocks().num_held_blocks(), 4);
+  world.squeeze(36);
+  CHECK_EQ(world.report(session).num_resident_blocks, 4);
+  CHECK_EQ(world.report(other).num_resident_blocks, 0);
+  CHECK(world.report(session).is_held);
+}
+
+TEST(a_pause_announced_in_a_turn_begins_when_it_ends) {
+  World world(40);
+  const SessionId session = world.open();
+  world.begin(session, text(1, 9), 3);
+  const Receipt receipt = world.sessions().pause(session, "a", {{{0.5, 7.0}}});
+  CHECK(receipt.status == ReceiptStatus::kDeferred && receipt.reason == "when its turn has ended");
+  world.simulation.step();
+  CHECK(world.report(session).view.state == SessionState::kRunning);
+  world.simulation.run();
+  CHECK(world.report(session).view.state == SessionState::kPaused && world.report(session).view.tool == "a");
+  world.turn(session, text(2, 2));
+  CHECK(world.report(session).view.state == SessionState::kIdle, "announced once");
+}
+
+TEST(what_stands_behind_an_edit_is_a_miss_of_the_edit) {
+  World world(60);
+  const SessionId session = world.open();
+  world.turn(session, text(1, 40));  // 41 with the answer, 40 of them in full blocks
+  CHECK(world.sessions().rewind(session, 10, 32).status == ReceiptStatus::kRejected, "so many were not there");
+  std::vector<TokenId> tokens = world.sessions().find(session)->tokens;
+  tokens.erase(tokens.begin(), tokens.begin() + 14);  // [10, 14) is replaced
+  CHECK(world.sessions().rewind(session, 10, 27).status == ReceiptStatus::kAccepted);
+  tokens.insert(tokens.begin(), 77);
+  world.turn(session, tokens);
+  const std::vector<Miss> misses = world.report(session).misses;
+  CHECK_EQ(misses.size(), 1u);
+  CHECK(misses[0].cause == MissCause::kEdited && misses[0].turn == 2 && misses[0].by == 0);
+  CHECK_EQ(misses[0].num_tokens, 26);  // [14, 40)
+  world.sessions().rewind(session, 8, 0);
+  world.turn(session, text(9, 5));
+  CHECK_EQ(world.report(session).misses.size(), 1u);  // what does not come again is not missed
+}
+
+// A tenant that owns no more than its floor loses nothing to others, and takes what others have above theirs.
+TEST(a_tenant_below_its_floor_loses_nothing_to_others) {
+  World world(120, std::make_shared<LruPolicy>());
+  CHECK(world.sessions().set_floor("a", 10).status == ReceiptStatus::kAccepted);
+  const SessionId a = world.scheduler().open_session({"a"});
+  const SessionId b = world.scheduler().open_session({"b"});
+  world.turn(a, text(1, 40));
+  for (TokenId i = 2; i < 30; ++i) {
+    world.turn(b, text(i, 7));
+    if (i % 7 == 0) world.squeeze(100);
+    CHECK_EQ(world.report(a).num_resident_blocks, 10);
+  }
+  world.turn(a, text(50, 40));
+  CHECK_EQ(world.report(a).num_resident_blocks, 20);
+  CHECK_EQ(world.report(a).num_reused_tokens, 40);
+  world.squeeze(100);
+  world.squeeze(100);
+  CHECK_EQ(world.report(a).num_resident_blocks, 10);  // above the floor it does lose
+  world.sessions().set_floor("a", 0);
+  world.squeeze(100);
+  world.squeeze(100);
+  CHECK_EQ(world.report(a).num_resident_blocks, 0);
+}
+
+// max_model_len is 400: with 150 blocks of 4 tokens, 49 are left for floors.
+TEST(floors_leave_room_for_the_longest_sequence) {
+  World world(150);
+  CHECK(world.sessions().set_floor("a", 30).status == ReceiptStatus::kAccepted);
+  const Receipt clipped = world.sessions().set_floor("b", 30);
+  CHECK(clipped.status == ReceiptStatus::kClipped && clipped.num_blocks == 19, clipped.num_blocks);
+  CHECK(world.sessions().set_floor("c", 1).status == ReceiptStatus::kRejected);
+  CHECK(world.sessions().set_floor("a", 20).num_blocks == 20);
+  CHECK(world.sessions().set_floor("c", 1).status == ReceiptStatus::kAccepted);
+  const SessionId a = world.scheduler().open_session({"a"});
+  const SessionId b = world.scheduler().open_session({"b"});
+  world.turn(a, text(1, 80));
+  world.turn(b, text(2, 76));
+  world.turn(world.open(), text(3, 390), 10);  // it runs nevertheless, and takes nothing of theirs
+  CHECK_EQ(world.report(a).num_resident_blocks, 20);
+  CHECK_EQ(world.report(b).num_resident_blocks, 19);
 }
 
 TEST(every_miss_has_its_cause) {

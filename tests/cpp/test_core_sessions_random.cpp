@@ -57,7 +57,7 @@ class RandomSessions {
 
   void command() {
     if (open_.empty() || (open_.size() < 8 && below(6) == 0)) {
-      open_.push_back(simulation_.scheduler.open_session({"", 1.0 + below(3), std::string(below(2) ? "s" : "")}));
+      open_.push_back(simulation_.scheduler.open_session({std::string(below(2) ? "s" : ""), 1.0 + below(3)}));
       return;
     }
     const SessionId id = any();
@@ -66,8 +66,13 @@ class RandomSessions {
     switch (below(12)) {
       case 0: close(id); break;
       case 1: fork(id); break;
-      case 2: table().rewind(id, below(length + 2)); break;
-      case 3: table().pin(id, seconds, below(20)); break;
+      case 2: table().rewind(id, below(length + 2), below(4) == 0 ? below(length + 2) : 0); break;
+      case 3:
+        if (below(2))
+          table().pin(id, seconds, below(20));
+        else
+          table().set_floor(below(2) ? "s" : "", below(12));
+        break;
       case 4: table().progress(id, 0.01 * (1 + below(100))); break;
       case 5: table().eta(id, seconds); break;
       case 6:

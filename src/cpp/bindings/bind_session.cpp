@@ -63,7 +63,7 @@ py::tuple receipt(Engine& engine, const Function& function) {
 }
 
 SessionId open_session(Engine& engine, const std::string& tenant, double weight) {
-  return ask<SessionId>(engine, [&](Scheduler& scheduler) { return scheduler.open_session({tenant, weight, tenant}); });
+  return ask<SessionId>(engine, [&](Scheduler& scheduler) { return scheduler.open_session({tenant, weight}); });
 }
 
 SessionId fork_session(Engine& engine, SessionId parent, std::optional<double> weight) {
@@ -82,6 +82,7 @@ py::dict report(Engine& engine, SessionId id) {
   result["num_resident_blocks"] = told.num_resident_blocks;
   result["num_charged_blocks"] = told.num_charged_blocks;
   result["is_held"] = told.is_held;
+  result["num_leased_blocks"] = told.num_leased_blocks;
   result["lease_left"] = told.lease_left;
   result["expected_in"] = told.expected_in;
   result["num_turns"] = told.num_turns;
@@ -127,12 +128,29 @@ py::tuple eta(Engine& engine, SessionId id, double seconds) {
   return receipt(engine, [&](SessionTable& table) { return table.eta(id, seconds); });
 }
 
-py::tuple rewind(Engine& engine, SessionId id, std::int32_t num_tokens) {
-  return receipt(engine, [&](SessionTable& table) { return table.rewind(id, num_tokens); });
+py::tuple rewind(Engine& engine, SessionId id, std::int32_t num_tokens, std::int32_t num_again) {
+  return receipt(engine, [&](SessionTable& table) { return table.rewind(id, num_tokens, num_again); });
 }
 
-py::tuple pin(Engine& engine, SessionId id, double seconds, std::int32_t max_num_blocks) {
-  return receipt(engine, [&](SessionTable& table) { return table.pin(id, seconds, max_num_blocks); });
+py::tuple pin(Engine& engine, SessionId id, double seconds, std::optional<std::int32_t> num_blocks) {
+  return receipt(engine, [&](SessionTable& table) { return table.pin(id, seconds, num_blocks); });
+}
+
+py::tuple set_floor(Engine& engine, const std::string& tenant, std::int32_t num_blocks) {
+  return receipt(engine, [&](SessionTable& table) { return table.set_floor(tenant, num_blocks); });
+}
+
+py::list tenants(Engine& engine) {
+  using Accounts = std::vector<TenantLedger::Account>;
+  const auto told = ask<Accounts>(engine, [&](Scheduler& scheduler) {
+    Accounts accounts;
+    scheduler.blocks().tenants().for_each([&](const TenantLedger::Account& each) { accounts.push_back(each); });
+    return accounts;
+  });
+  py::list result;
+  for (const TenantLedger::Account& each : told)
+    result.append(py::make_tuple(each.name, each.num_sessions, each.floor, each.num_owned));
+  return result;
 }
 
 }  // namespace
@@ -148,11 +166,16 @@ void bind_session(py::module_& module) {
   module.def("session_pause", &pause, engine, id, py::arg("tool"), py::arg("quantiles"));
   module.def("session_progress", &progress, engine, id, py::arg("share"));
   module.def("session_eta", &eta, engine, id, py::arg("seconds"));
-  module.def("session_rewind", &rewind, engine, id, py::arg("num_tokens"));
-  module.def("session_pin", &pin, engine, id, py::arg("seconds"), py::arg("max_num_blocks"));
+  module.def(
+      "session_rewind", &rewind, engine, id, py::arg("num_tokens"), py::arg("num_again") = 0,
+      "num_again: of the tokens behind those, as many from the end on come again in the next turn: it is an edit.");
+  module.def("session_pin", &pin, engine, id, py::arg("seconds"), py::arg("num_blocks") = py::none(),
+             "num_blocks: None: as many as it has.");
   module.def("session_report", &report, engine, id);
   module.def("session_tokens", &session_tokens, engine, id, "As they stood after its last turn.");
   module.def("session_length", &session_length, engine, id);
+  module.def("set_tenant_floor", &set_floor, engine, py::arg("tenant"), py::arg("num_blocks"), "A receipt.");
+  module.def("tenants", &tenants, engine, "(name, sessions, blocks of its floor, blocks that it owns) of each.");
 }
 
 }  // namespace paged

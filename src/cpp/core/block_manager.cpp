@@ -30,11 +30,14 @@ BlockManager::BlockManager(const BlockManagerConfig& config, BlockHash hash, std
       cache_(config.num_blocks, config.block_size, hash),
       policy_(std::move(policy)),
       owners_(config.num_blocks),
+      block_tenants_(references_.size(), kNoTenant),
+      num_leasable_(std::max(0, config.num_blocks - config.num_step_blocks)),
       pressure_{config.num_blocks, config.block_size} {}
 
 bool BlockManager::admit(Sequence& sequence, std::int32_t num_spare_blocks, bool may_take_held) {
   PAGED_INVARIANT(sequence.block_table.empty(), "sequence ", sequence.id, " is admitted with blocks");
-  if (num_free_blocks() <= num_spare_blocks) return false;  // the last token always needs one
+  const std::int32_t num_free = num_free_blocks_for(sequence);
+  if (num_free <= num_spare_blocks) return false;  // the last token always needs one
   match_prefix(sequence);
 
   const auto num_matched = static_cast<std::int32_t>(sequence.block_table.size());
@@ -46,7 +49,7 @@ bool BlockManager::admit(Sequence& sequence, std::int32_t num_spare_blocks, bool
     num_held -= num_holders_[static_cast<std::size_t>(block)] > 0 ? 1 : 0;
   }
   const std::int32_t num_new = blocks_for(sequence.num_tokens()) - num_matched;
-  if (num_revived + num_new + num_spare_blocks + (may_take_held ? 0 : num_held) > num_free_blocks()) {
+  if (num_revived + num_new + num_spare_blocks + (may_take_held ? 0 : num_held) > num_free) {
     sequence.block_table.clear();
     return false;
   }
@@ -70,7 +73,7 @@ bool BlockManager::grow(Sequence& sequence, std::int32_t num_new_tokens, BlockCo
   const std::int32_t first = sequence.num_planned_tokens() / config_.block_size;
   const std::int32_t num_missing = std::max(0, blocks_for(sequence.num_planned_tokens() + num_new_tokens) - num_held);
   const bool must_copy = first < num_held && !is_writable(sequence.block_table[static_cast<std::size_t>(first)]);
-  if (num_missing + (must_copy ? 1 : 0) > num_free_blocks()) return false;
+  if (num_missing + (must_copy ? 1 : 0) > num_free_blocks_for(sequence)) return false;
   if (must_copy) copy_on_write(sequence, static_cast<std::size_t>(first), copies);
   for (std::int32_t i = 0; i < num_missing; ++i) sequence.block_table.push_back(allocate(sequence));
   return true;
@@ -125,7 +128,12 @@ BlockId BlockManager::allocate(const Sequence& sequence) {
   const auto worth_at_age = [&](double age) {
     return policy_ == nullptr ? 0.0 : policy_->score_by_age(age, pressure_);
   };
-  const BlockId block = order_.victim(now_, worth_at_age);
+  const TenantSlot asking = tenant_of(sequence);
+  const auto may_take = [&](std::int32_t lane) {
+    return lane == 0 || tenants_.may_lose(lane_tenants_[static_cast<std::size_t>(lane)], asking);
+  };
+  const BlockId block = order_.victim(now_, worth_at_age, may_take);
+  PAGED_INVARIANT(block != kNoBlock, "no block is free but those that floors protect");
   if (cache_.contains(block)) evict(block, sequence.id);
   order_.take(block);
   references(block) = 1;
@@ -150,6 +158,8 @@ void BlockManager::retain(BlockId block) {
   if (references(block)++ > 0) return;
   order_.take(block);
   num_held_free_ -= num_holders_[static_cast<std::size_t>(block)] > 0 ? 1 : 0;
+  const TenantSlot tenant = block_tenants_[static_cast<std::size_t>(block)];
+  if (tenant != kNoTenant) tenants_.taken(tenant);
 }
 
 void BlockManager::release(BlockId block) {
@@ -157,6 +167,8 @@ void BlockManager::release(BlockId block) {
   if (--references(block) > 0) return;
   order_.free(block, worth_of(block), now_);
   num_held_free_ += num_holders_[static_cast<std::size_t>(block)] > 0 ? 1 : 0;
+  const TenantSlot tenant = block_tenants_[static_cast<std::size_t>(block)];
+  if (tenant != kNoTenant) tenants_.freed(tenant);
 }
 
 // References held for copies do not count: those of this step and of steps in flight read before anybody writes.

@@ -7,7 +7,9 @@
 // references them (copy-on-write).
 //
 // Sessions (session_table.h) own cached blocks without referencing them: owning gives a block the score that the policy
-// gave its owners, and may hold it: those who wait for room do not get it. Without sessions blocks go by age alone.
+// gave its owners, and may hold it: those who wait for room do not get it. Leases hold the first blocks of a path and
+// let them go last. What a tenant with a floor owns is protected from others (tenant_ledger.h). Without sessions blocks
+// go by age alone.
 //
 // Steps may be in flight: the device runs them in order, so a block may be given new content by a later step as soon as
 // it is free; whoever frees sees to it that no step in flight shows a free block.
@@ -16,6 +18,7 @@
 // evicted, and allocates nothing but for owners.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -27,6 +30,7 @@
 #include "core/policy.h"
 #include "core/prefix_cache.h"
 #include "core/sequence.h"
+#include "core/tenant_ledger.h"
 #include "core/types.h"
 
 namespace paged {
@@ -35,7 +39,9 @@ struct BlockManagerConfig {
   std::int32_t num_blocks = 0;
   std::int32_t block_size = 0;  // tokens
   bool enable_prefix_caching = true;
-  bool cache_generated_tokens = true;  // false: only blocks of a sequence's prompt are cached and found
+  bool cache_generated_tokens = true;    // false: only blocks of a sequence's prompt are cached and found
+  std::int32_t num_step_blocks = 0;      // that one step may need: leases leave as many
+  std::int32_t num_sequence_blocks = 0;  // that the longest sequence may need: floors leave as many
 };
 
 // Blocks to copy before the step writes its own keys and values. No block is both a source and a destination, so the
@@ -89,12 +95,24 @@ class BlockManager {
   void release_retired(const std::vector<BlockId>& retired);
 
   // Owners. A sequence with an owner gives it the blocks that it finds and seals.
-  void open_owner(OwnerSlot owner);
+  void open_owner(OwnerSlot owner, const std::string& tenant);
+  void close_owner(OwnerSlot owner);
   // Disowns all blocks past the first num_blocks. Those that nobody else owns or ever used are worth nothing, if the
   // policy says so.
   void truncate_owner(OwnerSlot owner, std::int32_t num_blocks);
   void share_owner(OwnerSlot parent, OwnerSlot child);  // the child owns nothing yet
   void set_score(OwnerSlot owner, const Score& score);
+  // Its first num_blocks blocks go last, and those who wait for room do not get them.
+  void set_lease(OwnerSlot owner, std::int32_t num_blocks);
+  std::int32_t lease(OwnerSlot owner) const { return leases_[static_cast<std::size_t>(owner)]; }
+  // That more may be leased: all leases together leave what one step may need.
+  std::int32_t num_leasable_blocks() const { return std::max(0, num_leasable_ - num_leased_); }
+  // Of so many blocks, for this tenant instead of the floor it had; floors together leave what the longest sequence
+  // may need. The floor it has then; kNoRoom, with nothing changed, if kMaxFloors others have one.
+  static constexpr std::size_t kMaxFloors = 64;
+  static constexpr std::int32_t kNoRoom = -1;
+  std::int32_t set_floor(const std::string& tenant, std::int32_t num_blocks);
+  const TenantLedger& tenants() const { return tenants_; }
   const OwnerTable& owners() const { return owners_; }
   void set_on_eviction(OnEviction on_eviction) { on_eviction_ = std::move(on_eviction); }
   void set_now(double seconds) { now_ = seconds; }
@@ -111,6 +129,9 @@ class BlockManager {
     return static_cast<std::int32_t>((std::int64_t{num_tokens} + config_.block_size - 1) / config_.block_size);
   }
   std::int32_t num_free_blocks() const { return order_.num_free(); }
+  std::int32_t num_free_blocks_for(const Sequence& sequence) const {
+    return order_.num_free() - tenants_.num_protected_from(tenant_of(sequence));
+  }
   std::int32_t num_references(BlockId block) const { return references_[static_cast<std::size_t>(block)]; }
   const PrefixCache& cache() const { return cache_; }
 
@@ -130,11 +151,18 @@ class BlockManager {
   BlockId allocate(const Sequence& sequence);
   void evict(BlockId block, SequenceId by);
   BlockWorth worth_of(BlockId block) const;
+  TenantSlot tenant_of(const Sequence& sequence) const {
+    return sequence.owner == kNoOwner ? kDefaultTenant : owner_tenants_[static_cast<std::size_t>(sequence.owner)];
+  }
+  std::int32_t held_length(OwnerSlot owner) const;
+  void count_held(OwnerSlot owner, std::int32_t length_before);
+  void reprice_tail(OwnerSlot owner);
   void take_ownership(const Sequence& sequence, std::int32_t num_blocks);
   void own(OwnerSlot owner, BlockId block);
   void disown_tail(OwnerSlot owner, bool forget);
   void count_holder(BlockId block, std::int32_t change);
   void check_owners() const;
+  void check_tenants() const;
   void retain(BlockId block);
   void release(BlockId block);
   bool is_writable(BlockId block) const;
@@ -151,7 +179,14 @@ class BlockManager {
   PrefixCache cache_;
   std::shared_ptr<const Policy> policy_;  // may be null
   OwnerTable owners_;
-  std::vector<Score> scores_;  // [slots]
+  std::vector<Score> scores_;              // [slots]
+  std::vector<std::int32_t> leases_;       // [slots] blocks
+  std::vector<TenantSlot> owner_tenants_;  // [slots]
+  std::vector<TenantSlot> block_tenants_;  // [num_blocks] whose it is; kNoTenant: no session owns it
+  std::vector<TenantSlot> lane_tenants_ = {kNoTenant};
+  TenantLedger tenants_;
+  const std::int32_t num_leasable_;
+  std::int32_t num_leased_ = 0;
   std::int32_t num_held_free_ = 0;
   double now_ = 0.0;
   Pressure pressure_;

@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // BlockManager::check_integrity: what must hold between any two calls.
+#include <algorithm>
+#include <numeric>
+#include <unordered_map>
+
 #include "base/check.h"
 #include "core/block_manager.h"
 
@@ -26,7 +30,7 @@ void BlockManager::check_owners() const {
       const ContentId before = cache_.parent_id(block);
       PAGED_INVARIANT(i == 0 ? SaltTable::is_root(before) : before == parent, "a path has a gap before block ", block);
       parent = cache_.content_id(block);
-      num_holders[static_cast<std::size_t>(block)] += scores_[static_cast<std::size_t>(owner)].hold ? 1 : 0;
+      num_holders[static_cast<std::size_t>(block)] += i < held_length(owner) ? 1 : 0;
     }
   }
   std::int32_t num_held_free = 0;
@@ -35,6 +39,33 @@ void BlockManager::check_owners() const {
   PAGED_INVARIANT(num_holders == num_holders_, "holders of blocks are miscounted");
   PAGED_INVARIANT(num_held_free == num_held_free_, "held free blocks: ", num_held_free, " counted, ", num_held_free_,
                   " kept");
+  check_tenants();
+}
+
+void BlockManager::check_tenants() const {
+  std::unordered_map<TenantSlot, TenantLedger::Account> counted;
+  for (BlockId block = 0; block < config_.num_blocks; ++block) {
+    const TenantSlot slot = block_tenants_[static_cast<std::size_t>(block)];
+    PAGED_INVARIANT((slot != kNoTenant) == owners_.has_owner(block), "block ", block, " of tenant ", slot,
+                    " is owned or not in disagreement");
+    if (slot == kNoTenant) continue;
+    owners_.for_each_owner(block, [&](OwnerSlot owner) {
+      PAGED_INVARIANT(owner_tenants_[static_cast<std::size_t>(owner)] == slot, "block ", block, " of tenant ", slot,
+                      " is owned by another's session");
+    });
+    ++counted[slot].num_owned;
+    counted[slot].num_free += order_.is_free(block) ? 1 : 0;
+  }
+  std::int32_t num_protected = 0;
+  for (auto& [slot, account] : counted) {
+    const TenantLedger::Account& kept = tenants_.account(slot);
+    PAGED_INVARIANT(account.num_owned == kept.num_owned && account.num_free == kept.num_free, "tenant '", kept.name,
+                    "' owns ", account.num_owned, " blocks, kept ", kept.num_owned);
+    num_protected += std::max(0, account.num_free - std::max(0, account.num_owned - kept.floor));
+  }
+  PAGED_INVARIANT(num_protected == tenants_.num_protected_from(kNoTenant), "protected blocks: ", num_protected,
+                  " counted, ", tenants_.num_protected_from(kNoTenant), " kept");
+  PAGED_INVARIANT(std::accumulate(leases_.begin(), leases_.end(), 0) == num_leased_, "leases: ", num_leased_, " kept");
 }
 
 void BlockManager::check_integrity(const Sequence& sequence) const {

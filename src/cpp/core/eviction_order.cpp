@@ -10,7 +10,25 @@ EvictionOrder::EvictionOrder(std::int32_t num_blocks)
       blank_(num_blocks),
       by_age_(num_blocks),
       by_score_(num_blocks),
-      num_free_(num_blocks) {}
+      num_free_(num_blocks) {
+  add_lane();
+  lanes_[0].by_age.reserve(num_blocks);
+  lanes_[0].by_score.reserve(num_blocks);
+}
+
+std::int32_t EvictionOrder::add_lane() {
+  lanes_.push_back({IndexedHeap(by_age_), IndexedHeap(by_score_)});
+  return static_cast<std::int32_t>(lanes_.size()) - 1;
+}
+
+void EvictionOrder::set_lane(BlockId block, std::int32_t lane) {
+  Node& moved = node(block);
+  if (moved.lane == lane) return;
+  const bool listed = may_go(moved);
+  if (listed) remove(block);
+  moved.lane = lane;
+  if (listed) insert(block);
+}
 
 void EvictionOrder::free(BlockId block, const BlockWorth& worth, double now) {
   Node& freed = node(block);
@@ -72,16 +90,16 @@ void EvictionOrder::reprice(BlockId block, const BlockWorth& worth, bool forget)
 void EvictionOrder::insert(BlockId block) {
   const Node& inserted = node(block);
   if (inserted.worth.by_age)
-    by_age_.push(block, {inserted.stamp, block});
+    lane_of(block).by_age.push(block, {inserted.stamp, block});
   else
-    by_score_.push(block, {inserted.worth.score, inserted.stamp, block});
+    lane_of(block).by_score.push(block, {inserted.worth.score, inserted.stamp, block});
 }
 
 void EvictionOrder::remove(BlockId block) {
   if (by_age_.contains(block))
-    by_age_.remove(block);
+    lane_of(block).by_age.remove(block);
   else
-    by_score_.remove(block);
+    lane_of(block).by_score.remove(block);
 }
 
 void EvictionOrder::check_integrity() const {
@@ -109,7 +127,9 @@ void EvictionOrder::check_integrity() const {
     num_blank -= each.is_free && !each.is_cached ? 1 : 0;
   }
   PAGED_INVARIANT(num_blank == 0, "blank blocks: the list is off by ", num_blank);
-  PAGED_INVARIANT(num_listed == by_age_.size() + by_score_.size(), "blocks that may go: ", num_listed, " counted");
+  std::size_t num_in_lanes = 0;
+  for (const Lane& lane : lanes_) num_in_lanes += lane.by_age.size() + lane.by_score.size();
+  PAGED_INVARIANT(num_listed == num_in_lanes, "blocks that may go: ", num_listed, " counted");
   PAGED_INVARIANT(num_free == num_free_, "free blocks: ", num_free, " counted, ", num_free_, " kept");
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // A binary heap of block ids, least key first, that knows where each block stands. push and remove are O(log n),
-// the rest O(1); nothing allocates after construction.
+// the rest O(1). Several heaps share one index, for a block is in one of them at a time.
 #pragma once
 
 #include <cstddef>
@@ -11,47 +11,55 @@
 
 namespace paged {
 
+template <typename Key>
+struct HeapIndex {
+  static constexpr std::size_t kAbsent = ~std::size_t{0};
+  explicit HeapIndex(std::int32_t num_blocks)
+      : keys(static_cast<std::size_t>(num_blocks)), places(keys.size(), kAbsent) {}
+
+  bool contains(BlockId block) const { return places[static_cast<std::size_t>(block)] != kAbsent; }
+
+  std::vector<Key> keys;            // [num_blocks]
+  std::vector<std::size_t> places;  // [num_blocks] in its heap
+};
+
 // Keys of two blocks in the heap are never equal, so the order is a total one.
 template <typename Key>
 class IndexedHeap {
  public:
-  explicit IndexedHeap(std::int32_t num_blocks)
-      : keys_(static_cast<std::size_t>(num_blocks)), places_(keys_.size(), kAbsent) {
-    heap_.reserve(keys_.size());
-  }
+  explicit IndexedHeap(HeapIndex<Key>& index) : index_(&index) {}
+  void reserve(std::int32_t num_blocks) { heap_.reserve(static_cast<std::size_t>(num_blocks)); }
 
   bool empty() const { return heap_.empty(); }
   std::size_t size() const { return heap_.size(); }
-  bool contains(BlockId block) const { return places_[at(block)] != kAbsent; }
   BlockId front() const { return heap_.front(); }
-  const Key& key(BlockId block) const { return keys_[at(block)]; }
+  const Key& key(BlockId block) const { return index_->keys[at(block)]; }
 
   void push(BlockId block, const Key& key) {
-    keys_[at(block)] = key;
+    index_->keys[at(block)] = key;
     heap_.push_back(block);
-    places_[at(block)] = heap_.size() - 1;
+    index_->places[at(block)] = heap_.size() - 1;
     sift_up(heap_.size() - 1);
   }
 
   void remove(BlockId block) {
-    const std::size_t place = places_[at(block)];
+    const std::size_t place = index_->places[at(block)];
     const BlockId last = heap_.back();
     heap_.pop_back();
-    places_[at(block)] = kAbsent;
+    index_->places[at(block)] = HeapIndex<Key>::kAbsent;
     if (last == block) return;
     put(place, last);
     sift_up(place);
-    sift_down(places_[at(last)]);
+    sift_down(index_->places[at(last)]);
   }
 
  private:
-  static constexpr std::size_t kAbsent = ~std::size_t{0};
   static std::size_t at(BlockId block) { return static_cast<std::size_t>(block); }
 
-  bool less(std::size_t a, std::size_t b) const { return keys_[at(heap_[a])] < keys_[at(heap_[b])]; }
+  bool less(std::size_t a, std::size_t b) const { return key(heap_[a]) < key(heap_[b]); }
   void put(std::size_t place, BlockId block) {
     heap_[place] = block;
-    places_[at(block)] = place;
+    index_->places[at(block)] = place;
   }
   void swap(std::size_t a, std::size_t b) {
     const BlockId moved = heap_[a];
@@ -72,8 +80,7 @@ class IndexedHeap {
     }
   }
 
-  std::vector<Key> keys_;            // [num_blocks]
-  std::vector<std::size_t> places_;  // [num_blocks] in heap_
+  HeapIndex<Key>* index_;
   std::vector<BlockId> heap_;
 };
 

@@ -28,6 +28,19 @@ std::int32_t longest_sequence(const SchedulerConfig& config) {
   return static_cast<std::int32_t>(std::min<std::int64_t>(config.max_model_len, capacity));
 }
 
+// A step's tokens begin at most one more block than they fill for each sequence; the longest sequence may have to copy
+// its last block.
+BlockManagerConfig block_config(const SchedulerConfig& config) {
+  BlockManagerConfig blocks{config.num_blocks, config.block_size, config.enable_prefix_caching,
+                            config.cache_generated_tokens};
+  const std::int64_t size = std::max(config.block_size, 1);
+  const auto blocks_for = [&](std::int64_t num_tokens) { return (num_tokens + size - 1) / size; };
+  const std::int64_t of_step = blocks_for(config.max_num_batched_tokens) + config.max_num_sequences;
+  blocks.num_step_blocks = static_cast<std::int32_t>(std::min<std::int64_t>(of_step, config.num_blocks));
+  blocks.num_sequence_blocks = static_cast<std::int32_t>(blocks_for(longest_sequence(config)) + 1);
+  return blocks;
+}
+
 bool is_stop_token(const StopRules& stop, TokenId token) {
   return std::binary_search(stop.stop_token_ids.begin(), stop.stop_token_ids.end(), token);
 }
@@ -37,8 +50,7 @@ bool is_stop_token(const StopRules& stop, TokenId token) {
 Scheduler::Scheduler(const SchedulerConfig& config, BlockHash hash)
     : config_(checked(config)),
       max_num_tokens_(longest_sequence(config_)),
-      blocks_({config_.num_blocks, config_.block_size, config_.enable_prefix_caching, config_.cache_generated_tokens},
-              hash, config_.policy),
+      blocks_(block_config(config_), hash, config_.policy),
       sessions_(blocks_, config_.policy),
       batch_builder_({config_.max_num_batched_tokens, config_.max_num_sequences, blocks_.blocks_for(max_num_tokens_)},
                      config_.block_size),
@@ -85,7 +97,7 @@ std::unique_ptr<Sequence> Scheduler::make_sequence(SequenceSpec spec) {
     PAGED_CHECK(sessions_.may_begin_turn(spec.session), "session ", spec.session, " is closed or has a turn already");
     const Session& session = *sessions_.find(spec.session);
     spec.prompt.insert(spec.prompt.begin(), session.tokens.begin(), session.tokens.end());
-    spec.cache_salt = session.spec.cache_salt;
+    spec.cache_salt = session.spec.tenant;
   }
   const std::size_t num_tokens = spec.prompt.size();
   check_prompt(config_, num_tokens);

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -13,9 +14,8 @@
 namespace paged {
 
 struct SessionSpec {
-  std::string tenant = {};
+  std::string tenant = {};  // also the salt of its sequences: tenants share no blocks
   double weight = 1.0;
-  std::string cache_salt = {};
 };
 
 // What became of a command.
@@ -36,7 +36,7 @@ struct Receipt {
 enum class MissCause : std::uint8_t {
   kEvicted,  // while its session was expected
   kExpired,  // after it was held no more
-  kEdited,   // the tokens before it were changed
+  kEdited,   // tokens before them were changed
 };
 
 // Tokens that a turn computed though they had been computed before.
@@ -45,6 +45,12 @@ struct Miss {
   MissCause cause = MissCause::kEvicted;
   std::int32_t num_tokens = 0;
   SequenceId by = 0;  // that needed the last of the blocks; 0: nobody
+};
+
+// What a session waits for.
+struct Pause {
+  std::string tool = {};
+  Expectation expectation = {};
 };
 
 struct Session {
@@ -64,15 +70,21 @@ struct Session {
   std::string tool;
   Expectation expectation;
   double lease_until = 0.0;
-  bool is_closing = false;     // when the turn has ended
-  double paused_since = -1.0;  // its turn only appends while the tool goes on; negative: it does not
-  double next_score = 0.0;     // when its score has run out
+  bool is_closing = false;          // when the turn has ended
+  std::optional<Pause> next_pause;  // when the turn has ended
+  double paused_since = -1.0;       // its turn only appends while the tool goes on; negative: it does not
+  double next_score = 0.0;          // when its score has run out
   Score score;
 
   // Since the last turn.
   std::map<std::pair<MissCause, SequenceId>, std::int32_t> lost_blocks;
+  std::int32_t num_edited_tokens = 0;  // that come again, behind what an edit changed
   std::vector<Miss> misses;
 };
+
+inline bool has_turn(const Session& session) {
+  return session.state != SessionState::kIdle && session.state != SessionState::kPaused;
+}
 
 struct SessionReport {
   SessionView view;
@@ -80,6 +92,7 @@ struct SessionReport {
   std::int32_t num_resident_blocks = 0;
   double num_charged_blocks = 0.0;  // each shared with the others that own it
   bool is_held = false;
+  std::int32_t num_leased_blocks = 0;
   double lease_left = 0.0;   // seconds
   double expected_in = 0.0;  // seconds
   std::int32_t num_turns = 0;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "base/check.h"
 
@@ -11,18 +12,9 @@ namespace paged {
 namespace {
 
 constexpr double kNever = std::numeric_limits<double>::infinity();
-constexpr double kLongest = 1e9;        // seconds that anybody may expect
 constexpr double kLeastSeconds = 1e-3;  // between two scores
 constexpr double kWaitPerService = 10.0;
 constexpr double kLeastService = 1.0;  // seconds
-
-Receipt rejected(std::string reason) { return {ReceiptStatus::kRejected, 0, 0.0, std::move(reason)}; }
-
-Receipt unknown(SessionId id) { return rejected("session " + std::to_string(id) + " is closed"); }
-
-bool has_turn(const Session& session) {
-  return session.state != SessionState::kIdle && session.state != SessionState::kPaused;
-}
 
 }  // namespace
 
@@ -45,7 +37,7 @@ SessionId SessionTable::open(SessionSpec spec) {
   session->slot = unused_slots_.back();
   unused_slots_.pop_back();
   slots_[static_cast<std::size_t>(session->slot)] = session.get();
-  blocks_.open_owner(session->slot);
+  blocks_.open_owner(session->slot, session->spec.tenant);
   return sessions_.emplace(last_id_, std::move(session)).first->first;
 }
 
@@ -65,109 +57,12 @@ SessionId SessionTable::fork(SessionId parent, std::optional<double> weight) {
   return id;
 }
 
-Receipt SessionTable::close(SessionId id) {
-  const auto found = sessions_.find(id);
-  if (found == sessions_.end()) return unknown(id);
-  Session& session = *found->second;
-  const std::int32_t num_blocks = blocks_.owners().path_size(session.slot);
-  if (has_turn(session)) {
-    session.is_closing = true;
-    return {ReceiptStatus::kDeferred, num_blocks, 0.0, "its turn runs"};
-  }
-  policy_->on_event(SessionEvent::kClosed, view_of(session));
-  drop(session);
-  return {ReceiptStatus::kAccepted, num_blocks};
-}
-
 void SessionTable::drop(Session& session) {
-  blocks_.truncate_owner(session.slot, 0);
-  blocks_.set_score(session.slot, {});
+  blocks_.close_owner(session.slot);
   due_.erase({session.next_score, session.id});
   slots_[static_cast<std::size_t>(session.slot)] = nullptr;
   unused_slots_.push_back(session.slot);
   sessions_.erase(session.id);
-}
-
-Receipt SessionTable::pause(SessionId id, std::string tool, Expectation expectation) {
-  const auto found = sessions_.find(id);
-  if (found == sessions_.end()) return unknown(id);
-  Session& session = *found->second;
-  const std::int32_t num_blocks = blocks_.owners().path_size(session.slot);
-  if (has_turn(session)) return rejected("its turn has not ended; pause when it has");
-  for (const auto& [share, seconds] : expectation.quantiles)
-    if (!(share > 0.0 && share < 1.0 && seconds >= 0.0 && seconds <= kLongest))
-      return rejected("what is expected are shares in (0, 1) and seconds from 0 to 1e9");
-  session.tool = std::move(tool);
-  session.expectation = std::move(expectation);
-  session.state = SessionState::kPaused;
-  session.state_since = now_;
-  policy_->on_event(SessionEvent::kPaused, view_of(session));
-  renew_score(session);
-  const bool stays = policy_->place(view_of(session), blocks_.pressure()) == Tier::kDevice;
-  return {ReceiptStatus::kAccepted, num_blocks, 0.0, stays ? "its blocks are held" : "its blocks may be evicted"};
-}
-
-Session* SessionTable::waiting_for_tool(SessionId id, Receipt& receipt) {
-  const auto found = sessions_.find(id);
-  if (found == sessions_.end()) {
-    receipt = unknown(id);
-    return nullptr;
-  }
-  if (found->second->state != SessionState::kPaused) {
-    receipt = rejected("it does not wait for a tool");
-    return nullptr;
-  }
-  receipt = {ReceiptStatus::kAccepted, blocks_.owners().path_size(found->second->slot)};
-  return found->second.get();
-}
-
-Receipt SessionTable::progress(SessionId id, double share) {
-  Receipt receipt;
-  Session* session = waiting_for_tool(id, receipt);
-  if (session == nullptr) return receipt;
-  if (!(share > 0.0 && share <= 1.0)) return rejected("progress is a share in (0, 1]");
-  session->expectation.quantiles = {{0.5, std::max((now_ - session->state_since) / share, 1e-3)}};
-  renew_score(*session);
-  return receipt;
-}
-
-Receipt SessionTable::eta(SessionId id, double seconds) {
-  Receipt receipt;
-  Session* session = waiting_for_tool(id, receipt);
-  if (session == nullptr) return receipt;
-  if (!(seconds >= 0.0 && seconds <= kLongest)) return rejected("an eta is 0 to 1e9 seconds");
-  session->expectation.quantiles = {{0.5, std::max(now_ - session->state_since + seconds, 1e-3)}};
-  renew_score(*session);
-  return receipt;
-}
-
-Receipt SessionTable::rewind(SessionId id, std::int32_t num_tokens) {
-  const auto found = sessions_.find(id);
-  if (found == sessions_.end()) return unknown(id);
-  Session& session = *found->second;
-  if (has_turn(session)) return rejected("its turn has not ended");
-  const auto length = static_cast<std::int32_t>(session.tokens.size());
-  if (num_tokens < 0 || num_tokens > length)
-    return rejected("it has " + std::to_string(length) + " tokens, cannot go back to " + std::to_string(num_tokens));
-  const std::int32_t num_before = blocks_.owners().path_size(session.slot);
-  session.tokens.resize(static_cast<std::size_t>(num_tokens));
-  session.num_known_tokens = std::min(session.num_known_tokens, num_tokens);
-  blocks_.truncate_owner(session.slot, num_tokens / blocks_.pressure().block_size);
-  renew_score(session);
-  return {ReceiptStatus::kAccepted, num_before - blocks_.owners().path_size(session.slot)};
-}
-
-Receipt SessionTable::pin(SessionId id, double seconds, std::int32_t max_num_blocks) {
-  const auto found = sessions_.find(id);
-  if (found == sessions_.end()) return unknown(id);
-  Session& session = *found->second;
-  const std::int32_t num_blocks = blocks_.owners().path_size(session.slot);
-  if (num_blocks > max_num_blocks)
-    return rejected("it holds " + std::to_string(num_blocks) + " blocks, the budget is " +
-                    std::to_string(max_num_blocks));
-  session.lease_until = now_ + seconds;
-  renew_score(session);
-  return {ReceiptStatus::kAccepted, num_blocks, session.lease_until};
 }
 
 SessionReport SessionTable::report(SessionId id) const {
@@ -179,7 +74,8 @@ SessionReport SessionTable::report(SessionId id) const {
   report.num_resident_blocks = blocks_.owners().path_size(session->slot);
   for (std::int32_t i = 0; i < report.num_resident_blocks; ++i)
     report.num_charged_blocks += 1.0 / blocks_.owners().num_owners(blocks_.owners().block_at(session->slot, i));
-  report.is_held = session->score.hold;
+  report.num_leased_blocks = blocks_.lease(session->slot);
+  report.is_held = session->score.hold || report.num_leased_blocks > 0;
   report.lease_left = std::max(0.0, session->lease_until - now_);
   report.expected_in = session->score.expected_in;
   report.num_turns = session->num_turns;
@@ -220,6 +116,8 @@ void SessionTable::admitted(SessionId id, std::int32_t num_reused_tokens, std::i
     num_missed -= num_here;
   }
   session.lost_blocks.clear();
+  const std::int32_t num_edited = std::min(std::exchange(session.num_edited_tokens, 0), num_tokens - num_reused_tokens);
+  if (num_edited > 0) session.misses.push_back({session.num_turns, MissCause::kEdited, num_edited});
   session.num_reused_tokens += num_reused_tokens;
   session.num_computed_tokens += num_tokens - num_reused_tokens;
   enter(session, SessionState::kRunning);
@@ -243,6 +141,7 @@ void SessionTable::end_turn(SessionId id, std::span<const TokenId> tokens) {
     session.state_since = session.paused_since;
     renew_score(session);
   }
+  if (session.next_pause) begin_pause(session, *std::exchange(session.next_pause, std::nullopt));
   if (!session.is_closing) return;
   policy_->on_event(SessionEvent::kClosed, view_of(session));
   drop(session);
@@ -286,9 +185,11 @@ void SessionTable::enter(Session& session, SessionState state) {
 
 void SessionTable::renew_score(Session& session) {
   Score score = policy_->score(view_of(session), blocks_.pressure());
-  if (now_ < session.lease_until) {
-    const double left = session.lease_until - now_;
-    score = {false, kNever, true, std::min(score.valid_for, left), score.expected_in};
+  if (blocks_.lease(session.slot) > 0) {
+    if (now_ >= session.lease_until)
+      blocks_.set_lease(session.slot, 0);
+    else
+      score.valid_for = std::min(score.valid_for, session.lease_until - now_);
   }
   session.score = score;
   blocks_.set_score(session.slot, score);
@@ -305,7 +206,9 @@ void SessionTable::set_now(double seconds) {
 
 void SessionTable::evicted(const Eviction& eviction) {
   Session& session = *slots_[static_cast<std::size_t>(eviction.owner)];
-  const MissCause cause = session.score.hold ? MissCause::kEvicted : MissCause::kExpired;
+  const std::int32_t index = blocks_.owners().path_size(eviction.owner);
+  const bool was_held = session.score.hold || index < blocks_.lease(eviction.owner);
+  const MissCause cause = was_held ? MissCause::kEvicted : MissCause::kExpired;
   ++session.lost_blocks[{cause, eviction.by}];
 }
 

@@ -10,6 +10,7 @@
 #include <optional>
 #include <set>
 #include <span>
+#include <string>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -33,9 +34,15 @@ class SessionTable {
   // The tool that it waits for has done this share, (0, 1], of its work; or is back in so many seconds.
   Receipt progress(SessionId id, double share);
   Receipt eta(SessionId id, double seconds);
-  Receipt rewind(SessionId id, std::int32_t num_tokens);
-  // Its blocks go last until then, as far as they fit the budget; whoever runs may still need them.
-  Receipt pin(SessionId id, double seconds, std::int32_t max_num_blocks);
+  // Goes back to so many tokens. `num_again`: of those behind them, as many from the end on come again in the next
+  // turn, for it is an edit.
+  Receipt rewind(SessionId id, std::int32_t num_tokens, std::int32_t num_again = 0);
+  // A lease: the first so many blocks (none: as many as it has) go last until then; whoever runs may still need them.
+  // Clipped where all leases together would leave less than one step may need.
+  Receipt pin(SessionId id, double seconds, std::optional<std::int32_t> num_blocks = std::nullopt);
+  // As long as its sessions own no more blocks than that, others take none of them. Clipped where all floors together
+  // would leave less than the longest sequence may need. 0: none.
+  Receipt set_floor(const std::string& tenant, std::int32_t num_blocks);
   SessionReport report(SessionId id) const;
 
   // Turns. The prompt is the session's tokens and what the turn appends.
@@ -60,6 +67,7 @@ class SessionTable {
 
  private:
   Session& at(SessionId id) { return *sessions_.at(id); }
+  void begin_pause(Session& session, Pause pause);
   Session* waiting_for_tool(SessionId id, Receipt& receipt);
   SessionView view_of(const Session& session) const;
   void enter(Session& session, SessionState state);

@@ -11,6 +11,7 @@ using BlockId = std::int32_t;
 using SequenceId = std::uint64_t;
 using SessionId = std::uint64_t;  // 0: none
 using OwnerSlot = std::int32_t;   // of a session that lives, reused when it is closed
+using TenantSlot = std::int32_t;  // of whoever sessions belong to
 // Names the content of a cached block together with everything before it. Never used twice.
 using ContentId = std::uint64_t;
 

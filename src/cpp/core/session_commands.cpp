@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+// The part of the session table that takes commands: what is announced, changed and given up.
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "core/session_table.h"
+
+namespace paged {
+namespace {
+
+constexpr double kLongest = 1e9;  // seconds that anybody may expect
+
+Receipt rejected(std::string reason) { return {ReceiptStatus::kRejected, 0, 0.0, std::move(reason)}; }
+
+Receipt unknown(SessionId id) { return rejected("session " + std::to_string(id) + " is closed"); }
+
+}  // namespace
+
+Receipt SessionTable::close(SessionId id) {
+  const auto found = sessions_.find(id);
+  if (found == sessions_.end()) return unknown(id);
+  Session& session = *found->second;
+  const std::int32_t num_blocks = blocks_.owners().path_size(session.slot);
+  if (has_turn(session)) {
+    session.is_closing = true;
+    return {ReceiptStatus::kDeferred, num_blocks, 0.0, "its turn runs"};
+  }
+  policy_->on_event(SessionEvent::kClosed, view_of(session));
+  drop(session);
+  return {ReceiptStatus::kAccepted, num_blocks};
+}
+
+Receipt SessionTable::pause(SessionId id, std::string tool, Expectation expectation) {
+  const auto found = sessions_.find(id);
+  if (found == sessions_.end()) return unknown(id);
+  Session& session = *found->second;
+  const std::int32_t num_blocks = blocks_.owners().path_size(session.slot);
+  for (const auto& [share, seconds] : expectation.quantiles)
+    if (!(share > 0.0 && share < 1.0 && seconds >= 0.0 && seconds <= kLongest))
+      return rejected("what is expected are shares in (0, 1) and seconds from 0 to 1e9");
+  if (has_turn(session)) {
+    session.next_pause = {std::move(tool), std::move(expectation)};
+    return {ReceiptStatus::kDeferred, num_blocks, 0.0, "when its turn has ended"};
+  }
+  begin_pause(session, {std::move(tool), std::move(expectation)});
+  const bool stays = policy_->place(view_of(session), blocks_.pressure()) == Tier::kDevice;
+  return {ReceiptStatus::kAccepted, num_blocks, 0.0, stays ? "its blocks are held" : "its blocks may be evicted"};
+}
+
+void SessionTable::begin_pause(Session& session, Pause pause) {
+  session.tool = std::move(pause.tool);
+  session.expectation = std::move(pause.expectation);
+  session.state = SessionState::kPaused;
+  session.state_since = now_;
+  policy_->on_event(SessionEvent::kPaused, view_of(session));
+  renew_score(session);
+}
+
+Session* SessionTable::waiting_for_tool(SessionId id, Receipt& receipt) {
+  const auto found = sessions_.find(id);
+  if (found == sessions_.end()) {
+    receipt = unknown(id);
+    return nullptr;
+  }
+  if (found->second->state != SessionState::kPaused) {
+    receipt = rejected("it does not wait for a tool");
+    return nullptr;
+  }
+  receipt = {ReceiptStatus::kAccepted, blocks_.owners().path_size(found->second->slot)};
+  return found->second.get();
+}
+
+Receipt SessionTable::progress(SessionId id, double share) {
+  Receipt receipt;
+  Session* session = waiting_for_tool(id, receipt);
+  if (session == nullptr) return receipt;
+  if (!(share > 0.0 && share <= 1.0)) return rejected("progress is a share in (0, 1]");
+  session->expectation.quantiles = {{0.5, std::max((now_ - session->state_since) / share, 1e-3)}};
+  renew_score(*session);
+  return receipt;
+}
+
+Receipt SessionTable::eta(SessionId id, double seconds) {
+  Receipt receipt;
+  Session* session = waiting_for_tool(id, receipt);
+  if (session == nullptr) return receipt;
+  if (!(seconds >= 0.0 && seconds <= kLongest)) return rejected("an eta is 0 to 1e9 seconds");
+  session->expectation.quantiles = {{0.5, std::max(now_ - session->state_since + seconds, 1e-3)}};
+  renew_score(*session);
+  return receipt;
+}
+
+Receipt SessionTable::rewind(SessionId id, std::int32_t num_tokens, std::int32_t num_again) {
+  const auto found = sessions_.find(id);
+  if (found == sessions_.end()) return unknown(id);
+  Session& session = *found->second;
+  if (has_turn(session)) return rejected("its turn has not ended");
+  const auto length = static_cast<std::int32_t>(session.tokens.size());
+  if (num_tokens < 0 || num_tokens > length)
+    return rejected("it has " + std::to_string(length) + " tokens, cannot go back to " + std::to_string(num_tokens));
+  if (num_again < 0 || num_again > length - num_tokens)
+    return rejected("behind its first " + std::to_string(num_tokens) + " of " + std::to_string(length) +
+                    " tokens do not come " + std::to_string(num_again));
+  session.num_edited_tokens = std::max(0, session.num_known_tokens - (length - num_again));
+  const std::int32_t num_before = blocks_.owners().path_size(session.slot);
+  session.tokens.resize(static_cast<std::size_t>(num_tokens));
+  session.num_known_tokens = std::min(session.num_known_tokens, num_tokens);
+  blocks_.truncate_owner(session.slot, num_tokens / blocks_.pressure().block_size);
+  renew_score(session);
+  return {ReceiptStatus::kAccepted, num_before - blocks_.owners().path_size(session.slot)};
+}
+
+Receipt SessionTable::pin(SessionId id, double seconds, std::optional<std::int32_t> num_blocks) {
+  const auto found = sessions_.find(id);
+  if (found == sessions_.end()) return unknown(id);
+  Session& session = *found->second;
+  const std::int32_t wanted = num_blocks.value_or(blocks_.owners().path_size(session.slot));
+  if (wanted <= 0) return rejected(num_blocks ? "the budget holds no block" : "it has no block yet");
+  const std::int32_t most = blocks_.num_leasable_blocks() + blocks_.lease(session.slot);
+  if (most == 0) return rejected("all that may be leased is: leases leave what one step may need");
+  const std::int32_t given = std::min(wanted, most);
+  blocks_.set_lease(session.slot, given);
+  session.lease_until = now_ + seconds;
+  renew_score(session);
+  Receipt receipt{ReceiptStatus::kAccepted, given, session.lease_until};
+  if (given < wanted) {
+    receipt.status = ReceiptStatus::kClipped;
+    receipt.reason =
+        "wanted are " + std::to_string(wanted) + " blocks; all leases together leave what one step may need";
+  }
+  return receipt;
+}
+
+Receipt SessionTable::set_floor(const std::string& tenant, std::int32_t num_blocks) {
+  if (num_blocks < 0) return rejected("a floor is at least 0");
+  const std::int32_t given = blocks_.set_floor(tenant, num_blocks);
+  if (given == num_blocks) return {ReceiptStatus::kAccepted, given};
+  if (given == BlockManager::kNoRoom)
+    return rejected(std::to_string(BlockManager::kMaxFloors) + " tenants have floors already");
+  return {given > 0 ? ReceiptStatus::kClipped : ReceiptStatus::kRejected, given, 0.0,
+          "wanted are " + std::to_string(num_blocks) +
+              " blocks; all floors together leave what a sequence of max_model_len may need"};
+}
+
+}  // namespace paged
