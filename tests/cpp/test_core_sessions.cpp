@@ -39,7 +39,7 @@ class World {
 
   Scheduler& scheduler() { return simulation.scheduler; }
   SessionTable& sessions() { return simulation.scheduler.sessions(); }
-  SessionId open() { return scheduler().open_session({}); }
+  SessionId open(double weight = 1.0) { return scheduler().open_session({"", weight}); }
   SessionReport report(SessionId id) { return sessions().report(id); }
 
   SequenceId begin(SessionId session, std::vector<TokenId> tokens, std::int32_t num_generated = 1) {
@@ -351,9 +351,8 @@ TEST(one_that_lost_its_blocks_waits_until_there_is_room) {
 
 TEST(one_that_waits_for_room_goes_without_it_when_it_has_waited_ten_times_its_service) {
   World world(30);
-  const SessionId held = world.open();
+  const SessionId held = world.open(1e9);
   world.turn(held, text(1, 80));
-  world.sessions().pin(held, 1e9, 100);
   const SessionId busy = world.open();
   world.begin(busy, text(2, 7), 300);
   const SessionId cold = world.open();
@@ -370,9 +369,7 @@ TEST(one_that_waits_for_room_goes_without_it_when_it_has_waited_ten_times_its_se
 TEST(who_goes_without_room_costs_others_a_small_share_of_the_time) {
   World world(156);
   for (TokenId i = 0; i < 2; ++i) {
-    const SessionId held = world.open();
-    world.turn(held, text(1 + i, 300));
-    world.sessions().pin(held, 1e9, 100);
+    world.turn(world.open(1e9), text(1 + i, 300));
   }
   world.begin(world.open(), text(3, 3), 300);
   std::vector<SessionId> waiting;
