@@ -101,6 +101,20 @@ def _length_after(agent: Agent, turn: int) -> int:
     return length
 
 
+def longest_context(agents: list[Agent]) -> int:
+    """Tokens, of any agent at any time."""
+    start = {i: agent.num_prefix_tokens for i, agent in enumerate(agents) if agent.is_root}
+    longest = 0
+    for i, agent in enumerate(agents):  # those that spawn stand before those that they spawn
+        length = start[i]
+        for turn in agent.turns:
+            length = (length if turn.keep < 0 else min(length, turn.keep)) + turn.append + turn.output
+            longest = max(longest, length)
+            if turn.spawn >= 0:
+                start[turn.spawn] = length
+    return longest
+
+
 def _append_tokens(rng: random.Random) -> int:
     """Median 0.9K, mean about 2K, most of it in few long texts."""
     tokens = rng.uniform(10_000, 25_000) if rng.random() < 0.06 else min(rng.lognormvariate(6.7, 1.0), 9_999)

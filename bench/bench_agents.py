@@ -193,14 +193,39 @@ def text_table(records: list[Record]) -> str:
     return table.markdown(["case", "engine", *shown], rows)
 
 
+def run_real(arguments: argparse.Namespace) -> None:
+    import agent_real
+    import gpu_engine
+    import paged
+
+    if arguments.device == "cpu":
+        case = agent_real.cpu_case(arguments.quick)
+        found = agent_real.measure(case, lambda options: paged.LLM(arguments.model, dtype="float32", **options))
+    else:
+        case = agent_real.gpu_case(arguments.quick)
+        options = {"enable_prefix_caching": True}
+        found = agent_real.measure(case, lambda given: gpu_engine.engine(arguments.device, "8B", {**options, **given}))
+    records = []
+    for record in found:
+        print(record.line(), flush=True)  # what was measured stays, whatever happens next
+        records.append(record)
+    table.emit(records, table.record_table(records), arguments.json)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer agents, one seed: within half a minute")
     parser.add_argument("--seeds", type=int, help="traces to average over; default 3, with --quick 1")
     parser.add_argument("--cases", nargs="+", metavar="CASE", help="by name; default all")
     parser.add_argument("--engines", nargs="+", choices=ENGINES, help="default all, with --quick six of them")
+    parser.add_argument("--real", action="store_true", help="the real engine, with --model or on a GPU, instead")
+    parser.add_argument("--model", metavar="FOLDER", help="with --real: SmolLM2-135M")
+    parser.add_argument("--device", default="cpu", help="with --real: cpu, or a GPU such as cuda (8B, random weights)")
     table.add_json_option(parser)
     arguments = parser.parse_args()
+    if arguments.real:
+        run_real(arguments)
+        return
     engines = arguments.engines or (QUICK_ENGINES if arguments.quick else list(ENGINES))
     records: list[Record] = []
     for case in cases(arguments.quick):

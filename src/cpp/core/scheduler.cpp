@@ -81,7 +81,7 @@ void Scheduler::check_prompt(const SchedulerConfig& config, std::size_t num_toke
 void Scheduler::add(SequenceSpec spec) {
   Sequence& sequence = take_in(make_sequence(std::move(spec)));
   if (sequence.session != 0) begin_turn(sequence);
-  sequence.deadline = sessions_.deadline(sequence.session);
+  sequence.deadline = sessions_.deadline(sequence.session, sequence.num_tokens());
   queue_of(sequence).push(sequence, step_);
 }
 

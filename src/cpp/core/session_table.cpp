@@ -14,7 +14,6 @@ namespace {
 constexpr double kNever = std::numeric_limits<double>::infinity();
 constexpr double kLeastSeconds = 1e-3;  // between two scores
 constexpr double kWaitPerService = 10.0;
-constexpr double kLeastService = 1.0;  // seconds
 
 }  // namespace
 
@@ -147,11 +146,12 @@ void SessionTable::end_turn(SessionId id, std::span<const TokenId> tokens) {
   drop(session);
 }
 
-double SessionTable::deadline(SessionId id) const {
+double SessionTable::deadline(SessionId id, std::int32_t num_tokens) const {
   if (!policy_->orders_by_session()) return 0.0;
   const Session* session = find(id);
-  if (session == nullptr) return now_ + kWaitPerService * kLeastService;
-  return now_ + kWaitPerService * (session->served + kLeastService) / session->spec.weight - session->waited;
+  if (session == nullptr) return now_;
+  const double service = session->served + span_cost(0, num_tokens, blocks_.pressure().cost);
+  return now_ + kWaitPerService * service / session->spec.weight - session->waited;
 }
 
 const Session* SessionTable::find(SessionId id) const {
