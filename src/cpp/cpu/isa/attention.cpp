@@ -75,7 +75,7 @@ void softmax_row(const Walk& walk, int row, int tile_begin) {
   }
   F32 v[kKeyTile / 16];
   for (int i = 0; i < kKeyTile / 16; ++i) {
-    v[i] = load(p + 16 * i) * set1(walk.score_scale);
+    v[i] = load(p + 16 * i);
     if (walk.tile.op->softcap > 0.0f) v[i] = set1(walk.tile.op->softcap) * tanh(v[i] / set1(walk.tile.op->softcap));
     if (begin > 0 || end < kKeyTile) v[i] = keep_lanes(v[i], begin - 16 * i, end - 16 * i, kNegativeInfinity);
   }
@@ -164,10 +164,7 @@ void visit_keys_tiled(const Walk& walk, Range range, Range next) {
   fetch_pieces<BFloat16>(walk, range, 1);
   score_tiles(walk, keys);
   fetch_pieces<BFloat16>(walk, next, 0);
-  for (int row = 0; row < walk.num_rows; ++row) {
-    softmax_row(walk, row, tile_begin);
-    round_weights(walk, row);
-  }
+  for (int row = 0; row < walk.num_rows; ++row) softmax_row_tiled(walk, row, tile_begin);
   pair_values(walk, {range.begin - tile_begin, range.end - tile_begin});
   value_tiles(walk);
 }
@@ -261,6 +258,9 @@ void walk_chunk(const Walk& walk, int chunk) {
   AttentionScratch& s = walk.s;
   for (int row = 0; row < walk.num_rows; ++row)
     init(&s.max[row], &s.sum[row], s.acc + row * walk.head_stride, walk.head_stride);
+  const bool tiled = tiles_take(*walk.tile.op);
+  if constexpr (kHasTiles)
+    if (tiled) begin_sums(walk);
   with_type(walk.tile.op->cache.dtype, [&](auto tag) {
     Range range = clip(keys, keys.begin / kKeyTile * kKeyTile);
     while (range.begin < range.end) {
@@ -269,6 +269,8 @@ void walk_chunk(const Walk& walk, int chunk) {
       range = next;
     }
   });
+  if constexpr (kHasTiles)
+    if (tiled) end_sums(walk);
   end_chunk(walk, chunk);
 }
 
@@ -287,7 +289,6 @@ void attention(const AttentionTile& tile) {
       .head_dim = head_dim,
       .head_stride = (head_dim + 15) / 16 * 16,
       .position = batch.seq_lens[sequence] - query_len + tile.query_begin,
-      .score_scale = tiles_take(*tile.op) ? tile.op->scale : 1.0f,
   };
   begin_queries(walk);
   AttentionScratch& s = walk.s;

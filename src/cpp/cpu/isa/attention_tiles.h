@@ -6,6 +6,7 @@
 
 #include "cpu/isa/attention_walk.h"
 #include "cpu/isa/tiles.h"
+#include "cpu/isa/vec_math.h"
 
 namespace paged::cpu::PAGED_ISA_NAMESPACE {
 
@@ -44,9 +45,47 @@ PAGED_INLINE void score_tiles(const Walk& walk, const KeyVectors<BFloat16>& keys
   }
 }
 
-PAGED_INLINE void round_weights(const Walk& walk, int row) {
-  for (int i = 0; i < kKeyTile; i += 16)
-    store_rounded(walk.s.rounded + row * kKeyTile + i, load(walk.s.p + row * kKeyTile + i));
+// Scores of row r -> exponentials in bfloat16; updates the row's max, sum and the factor its accumulators are scaled
+// by. Exponentials need no more digits than bfloat16 leaves of them.
+PAGED_INLINE void softmax_row_tiled(const Walk& walk, int row, int tile_begin) {
+  constexpr float kLog2E = 1.44269504f;
+  AttentionScratch& s = walk.s;
+  const AttentionParams& op = *walk.tile.op;
+  const float* p = s.p + row * kKeyTile;
+  BFloat16* rounded = s.rounded + row * kKeyTile;
+  const Range keys = walk.keys_of(row);
+  const int begin = larger(keys.begin - tile_begin, 0), end = smaller(keys.end - tile_begin, kKeyTile);
+  s.scale[row] = 1.0f;
+  if (begin >= end) {
+    __builtin_memset(rounded, 0, kKeyTile * sizeof(BFloat16));
+    return;
+  }
+  F32 v[kKeyTile / 16];
+  float scale = op.scale;
+  for (int i = 0; i < kKeyTile / 16; ++i) {
+    v[i] = load(p + 16 * i);
+    if (op.softcap > 0.0f) v[i] = set1(op.softcap) * tanh(v[i] * set1(op.scale) / set1(op.softcap));
+    if (begin > 0 || end < kKeyTile) v[i] = keep_lanes(v[i], begin - 16 * i, end - 16 * i, -__builtin_inff());
+  }
+  if (op.softcap > 0.0f) scale = 1.0f;
+  const float tile_max = scale * reduce_max(max(max(v[0], v[1]), max(v[2], v[3])));
+  const float new_max = tile_max > s.max[row] ? tile_max : s.max[row];
+  for (int i = 0; i < kKeyTile / 16; ++i) {
+    v[i] = exp2_of_weights(fma(v[i], set1(scale * kLog2E), set1(-new_max * kLog2E)));
+    store_rounded(rounded + 16 * i, v[i]);
+  }
+  const F32 sum = (v[0] + v[1]) + (v[2] + v[3]);
+  s.scale[row] = s.max[row] == new_max ? 1.0f : exp_scalar(s.max[row] - new_max);
+  float* partial = s.partial_sums + 16 * row;
+  store(partial, fma(load(partial), set1(s.scale[row]), sum));
+  s.max[row] = new_max;
+}
+
+PAGED_INLINE void begin_sums(const Walk& walk) {
+  for (int row = 0; row < walk.num_rows; ++row) store(walk.s.partial_sums + 16 * row, zero());
+}
+PAGED_INLINE void end_sums(const Walk& walk) {
+  for (int row = 0; row < walk.num_rows; ++row) walk.s.sum[row] = reduce_add(load(walk.s.partial_sums + 16 * row));
 }
 
 // Values outside the range count as zero: what lies there may not be numbers.

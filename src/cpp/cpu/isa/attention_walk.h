@@ -18,8 +18,10 @@ struct AttentionScratch {
   float max[kMaxQueryRows], sum[kMaxQueryRows], scale[kMaxQueryRows];
   float total_max[kMaxQueryRows], total_sum[kMaxQueryRows];
   const std::byte* values[kKeyTile];
-  // For attention_tiles.h: p in bfloat16, the values of two keys side by side, and a value of zeros.
+  // For attention_tiles.h: exponentials in bfloat16, sixteen parts of each row's sum, the values of two keys side by
+  // side, and a value of zeros.
   alignas(64) BFloat16 rounded[kMaxQueryRows * kKeyTile];
+  alignas(64) float partial_sums[kMaxQueryRows * 16];
   alignas(64) BFloat16 pairs[kKeyTile * kMaxHeadDim];
   alignas(64) BFloat16 zeros[kMaxHeadDim];
 };
@@ -45,8 +47,7 @@ struct Walk {
   int num_rows;
   int head_dim;
   int head_stride;
-  int position;       // of the tile's first query
-  float score_scale;  // of what is in p
+  int position;  // of the tile's first query
 
   // Keys that query row r sees.
   PAGED_INLINE Range keys_of(int row) const {

@@ -63,6 +63,18 @@ PAGED_INLINE void interleave(const BFloat16* a, const BFloat16* b, void* to) {
   };
   _mm512_store_si512(to, _mm512_or_si512(words(a), _mm512_slli_epi32(words(b), 16)));
 }
+// 2^x for x <= 1, relative error below 3e-6; what is below 2^-126 is somewhere below. NaN stays NaN.
+PAGED_INLINE F32 exp2_of_weights(F32 x) {
+  const __m512 bounded = _mm512_max_ps(_mm512_set1_ps(-127.0f), x.v);
+  const __m512 n = _mm512_roundscale_ps(bounded, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m512 f = _mm512_sub_ps(bounded, n);
+  __m512 y = _mm512_set1_ps(9.58283081e-3f);
+  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(5.59063686e-2f));
+  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(2.40240987e-1f));
+  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(6.93124200e-1f));
+  y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(1.0f));
+  return {_mm512_scalef_ps(y, n)};
+}
 // Rounded to nearest even; denormal numbers become zero.
 PAGED_INLINE void store_rounded(BFloat16* to, F32 x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(x.v));
@@ -82,6 +94,7 @@ void store_tile(void* to, std::int64_t stride_bytes);
 template <int kC, int kA, int kB>
 void multiply_pairs_onto();
 void interleave(const BFloat16* a, const BFloat16* b, void* to);
+F32 exp2_of_weights(F32 x);
 void store_rounded(BFloat16* to, F32 x);
 
 #endif
