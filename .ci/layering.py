@@ -49,7 +49,7 @@ SOURCES = {".h", ".cuh", ".cpp", ".cu", ".hip"}
 MAY_IMPORT = {
     "loading": {"loading", "progress"},
     "text": {"text", "loading"},
-    "program": {"program", "loading", "_C", "progress"},
+    "program": {"program", "loading", "_C", "late_progress"},
     "models": {"models", "program", "model_config"},
     "torch_backend": {"torch_backend", "program"},
 }

@@ -102,7 +102,7 @@ def test_the_template_s_own_words_are_in_the_error() -> None:
     with pytest.raises(ChatTemplateError, match="Conversation roles must alternate"):
         ChatTemplate(GEMMA, SPECIAL).render([{"role": "assistant", "content": "x"}])
     with pytest.raises(ChatTemplateError, match="not valid Jinja, line 2"):
-        ChatTemplate("\n{% if %}")
+        ChatTemplate("\n{% if %}").render([])
     with pytest.raises(ChatTemplateError, match="UndefinedError"):
         ChatTemplate("{{ messages[0].content.nothing.more }}").render([])
 

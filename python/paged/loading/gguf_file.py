@@ -49,6 +49,10 @@ class GgufFile:
         """uint8 [num_bytes] of the file, no copy."""
         return self._file.view(tensor.offset, tensor.num_bytes)
 
+    def unload(self, tensor: GgufTensor) -> None:
+        """Lets the memory of its bytes go; whoever reads them again gets them from the file."""
+        self._file.unload(tensor.offset, tensor.num_bytes)
+
     def close(self) -> None:
         self._file.close()
 

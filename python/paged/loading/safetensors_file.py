@@ -6,6 +6,7 @@ tensor's; together they fill the file. Cost: one pass over the JSON header; no t
 """
 
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,10 @@ class SafetensorsFile:
             raise CheckpointError(f"{self._file.path}: has no tensor '{name}'")
         if entry.dtype not in _TYPES:
             raise self._error(f"tensor '{name}': expected dtype {', '.join(_TYPES)}, found {entry.dtype}")
-        return RawTensor(self._file.view(entry.offset, entry.num_bytes), _TYPES[entry.dtype], entry.shape)
+        return RawTensor(
+            self._file.view(entry.offset, entry.num_bytes), _TYPES[entry.dtype], entry.shape,
+            unload=partial(self._file.unload, entry.offset, entry.num_bytes),
+        )  # fmt: skip
 
     def close(self) -> None:
         self._file.close()

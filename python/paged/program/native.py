@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from paged import _C
+from paged.late_progress import late_progress
 from paged.loading.raw_tensor import RawTensor
 from paged.program.ir import ITEMSIZE, Op, Program, RopeStoreKv, Softcap, WeightSpec
 from paged.program.plan import Placement, Plan
@@ -56,14 +56,18 @@ def compile_program(
         if spec.kind != "matrix":
             constants.vectors[index] = _vector(spec, weights, max_model_len)
     groups = _stacks(program) if gpu_index is not None else _single_matrices(program)
-    for group in _with_progress(groups):
-        sources = [_source(program.weights[index], weights) for index in group]
+    for group in late_progress(groups, desc="loading weights", unit="matrix"):
+        tensors = [_tensor(program.weights[index], weights) for index in group]
+        sources = [_source(tensor) for tensor in tensors]
         if gpu_index is None:
             constants.matrices[group] = _pack(native, sources[0], threads)
         else:
             constants.matrices[group] = native.add_stacked_matrix(
                 sources=sources, dtype=program.dtype, gpu=gpu_index, threads=threads
             )
+        for tensor in tensors:
+            if tensor.unload is not None:
+                tensor.unload()
     for op in program.ops:
         _add_op(native, plan, op, constants)
     return native
@@ -83,13 +87,6 @@ def _stacks(program: Program) -> list[Group]:
     """The matrices of each op, once: a GPU has the parts of a linear under each other, as one matrix."""
     of_ops = (tuple(weight for weight in op.weights if program.weights[weight].kind == "matrix") for op in program.ops)
     return list(dict.fromkeys(group for group in of_ops if group))
-
-
-def _with_progress(groups: list[Group]) -> Iterable[Group]:
-    from paged.progress import ProgressBar
-
-    bar: Iterable[Group] = ProgressBar(groups, desc="loading weights", unit="matrix", delay=1.0, leave=False)
-    return bar
 
 
 class _Constants:
@@ -123,9 +120,13 @@ class _Constants:
         return self._added.get(key, -1)
 
 
-def _source(spec: WeightSpec, weights: WeightReader) -> _C.MatrixSource:
+def _tensor(spec: WeightSpec, weights: WeightReader) -> RawTensor:
     tensor = weights.tensor(spec.name)
     _check_shape(spec, tensor)
+    return tensor
+
+
+def _source(tensor: RawTensor) -> _C.MatrixSource:
     rows, cols = tensor.shape
     return tensor.data, tensor.type, rows, cols, tensor.row_order
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ class ChatTemplateError(ValueError):
 
 
 class ChatTemplate:
-    """One compiled template. Immutable; safe to use from any thread."""
+    """One template, compiled when it is first rendered. Immutable; safe to use from any thread."""
 
     def __init__(self, text: str, special_tokens: Mapping[str, str] | None = None) -> None:
         """
@@ -37,7 +38,7 @@ class ChatTemplate:
             text: the Jinja source.
             special_tokens: what templates know by name: bos_token, eos_token, ...
         Raises:
-            ChatTemplateError: a syntax error.
+            ChatTemplateError: it is too long.
         """
         if len(text) > _MAX_TEMPLATE_CHARACTERS:
             raise ChatTemplateError(
@@ -45,7 +46,10 @@ class ChatTemplate:
             )
         self.text = text
         self._special_tokens = dict(special_tokens or {})
-        self._template = _compile(text)
+
+    @cached_property
+    def _template(self) -> Template:
+        return _compile(self.text)
 
     @property
     def takes_tools(self) -> bool:
@@ -71,7 +75,7 @@ class ChatTemplate:
             tools: JSON schemas of functions, for templates that know them.
             variables: more names for the template, such as enable_thinking.
         Raises:
-            TypeError: what is passed is not plain data. ChatTemplateError: the template refuses or fails.
+            TypeError: what is passed is not plain data. ChatTemplateError: the template is not valid, refuses or fails.
         """
         data = _plain({"messages": list(messages), "tools": tools and list(tools), **(variables or {})})
         for message in data["messages"]:
@@ -127,7 +131,7 @@ def _plain(value: Any) -> Any:
 def load_chat_template(path: str | Path, checkpoint: Checkpoint) -> ChatTemplate | None:
     """The chat template of the model at `path`, None if it has none.
 
-    Raises CheckpointError if its file is broken, ChatTemplateError if the template is.
+    Raises CheckpointError if its file is broken, ChatTemplateError if the template is too long.
     """
     path = Path(path)
     gguf = checkpoint.gguf
