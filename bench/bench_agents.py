@@ -18,9 +18,11 @@ Engines:
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -221,17 +223,30 @@ def main() -> None:
     parser.add_argument("--real", action="store_true", help="the real engine, with --model or on a GPU, instead")
     parser.add_argument("--model", metavar="FOLDER", help="with --real: SmolLM2-135M")
     parser.add_argument("--device", default="cpu", help="with --real: cpu, or a GPU such as cuda (8B, random weights)")
+    parser.add_argument("--plot", metavar="FOLDER", help="draw the records there as SVG; needs paged[plots]")
+    parser.add_argument("--records", metavar="FILE", help="what --json wrote, instead of running anything")
     table.add_json_option(parser)
     arguments = parser.parse_args()
     if arguments.real:
         run_real(arguments)
         return
+    records = read(arguments.records) if arguments.records else list(_measured(arguments))
+    table.emit(records, text_table(records), arguments.json)
+    if arguments.plot:
+        import agent_plots
+
+        agent_plots.draw(records, Path(arguments.plot))
+
+
+def read(path: str) -> list[Record]:
+    return [Record(**json.loads(line)) for line in Path(path).read_text().splitlines()]
+
+
+def _measured(arguments: argparse.Namespace) -> Iterator[Record]:
     engines = arguments.engines or (QUICK_ENGINES if arguments.quick else list(ENGINES))
-    records: list[Record] = []
     for case in cases(arguments.quick):
         if arguments.cases is None or case.name in arguments.cases:
-            records += measure(case, engines, arguments.seeds or (1 if arguments.quick else 3))
-    table.emit(records, text_table(records), arguments.json)
+            yield from measure(case, engines, arguments.seeds or (1 if arguments.quick else 3))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -24,6 +25,10 @@ def test_example_runs(example: Path, real_models: Mapping[str, Path], tmp_path: 
         pytest.importorskip(NEEDS[example.name], reason=f"this example needs {NEEDS[example.name]}")
     (tmp_path / "smollm2-135m-instruct.gguf").symlink_to(real_models["smollm2-135m-instruct.gguf"].resolve())
     environment = {**os.environ, "PAGED_CACHE": str(tmp_path)}
-    done = subprocess.run([sys.executable, str(example)], capture_output=True, text=True, timeout=300, env=environment)
+    done = subprocess.run(
+        [sys.executable, str(example)], capture_output=True, text=True, timeout=300, env=environment, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout) > 20
+    for picture in tmp_path.glob("*.svg"):
+        ElementTree.parse(picture)
