@@ -56,9 +56,9 @@ def cpu_case(quick: bool) -> RealCase:
 
 
 def gpu_case(quick: bool) -> RealCase:
-    """An 8B model in bfloat16; contexts up to 64 K tokens, scaled."""
-    agents, slots, steps = (24, 12, 16) if quick else (40, 20, 32)
-    shape = Shape(num_agents=agents, max_steps=steps, max_tokens=64_000 // agent_workload.SCALE)
+    """An 8B model in bfloat16; contexts up to 64 K or 96 K tokens, scaled."""
+    agents, slots, steps, longest = (40, 20, 32, 64_000) if quick else (48, 32, 40, 96_000)
+    shape = Shape(num_agents=agents, max_steps=steps, max_tokens=longest // agent_workload.SCALE)
     return RealCase("real,gpu,rho=2", shape, slots, 1, 131_072, 64)
 
 
