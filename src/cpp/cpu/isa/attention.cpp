@@ -157,7 +157,7 @@ void visit_keys(const Walk& walk, Range range, Range next) {
 }
 
 // The same by tiles.
-void visit_keys_tiled(const Walk& walk, Range range, Range next) {
+[[maybe_unused]] void visit_keys_tiled(const Walk& walk, Range range, Range next) {
   const int tile_begin = range.begin / kKeyTile * kKeyTile;
   const KeyVectors<BFloat16> keys = key_vectors<BFloat16>(walk, tile_begin, range);
   find_values<BFloat16>(walk, tile_begin, range, walk.s.values);
