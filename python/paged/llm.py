@@ -230,8 +230,8 @@ class LLM:
         Args:
             parent: continue from there, as `Session.fork`.
             tenant: sessions of different tenants share no cached blocks. None: the parent's, or "".
-            weight: of what it costs to compute this session's tokens again, against others; above 0. None: the
-                parent's, or 1.
+            weight: of what it costs to compute this session's tokens again, against others; one of weight 2 also waits
+                half as long for what it was served before it is urgent. Above 0. None: the parent's, or 1.
 
         Raises:
             ValueError: a weight that is not above 0, or a tenant that is not the parent's.

@@ -409,6 +409,30 @@ TEST(a_session_of_little_service_goes_before_one_that_ran_long) {
   world.simulation.run();
 }
 
+TEST(weight_and_waiting_make_a_turn_urgent_and_service_does_not) {
+  World world(40);
+  world.at(100.0);
+  const auto due = [&](SessionId id) { return world.sessions().deadline(id, 50) - 100.0; };
+  CHECK(std::abs(due(world.open()) - 5.0) < 1e-9);  // ten times 50 tokens at 10 ms
+  CHECK(std::abs(due(world.open(2.0)) - 2.5) < 1e-9);
+  CHECK_EQ(due(0), 0.0);  // no session: at once
+  const SessionId served = world.open();
+  world.begin(served, text(1, 8), 2);
+  world.simulation.step();
+  world.at(103.0);
+  world.simulation.run();
+  CHECK(std::abs(due(served) - (3.0 + 10 * (3.0 + 0.5))) < 1e-9, due(served));
+  const SessionId waiting = world.open();
+  world.begin(world.open(), text(2, 150), 4);
+  world.simulation.step();
+  const SequenceId turn = world.begin(waiting, text(3, 20), 1);
+  const double before = world.scheduler().find(turn)->deadline;
+  world.at(105.0);
+  world.simulation.run();
+  CHECK(std::abs(before - (103.0 + 10 * 0.2)) < 1e-9, before);
+  CHECK(std::abs(due(waiting) - (5.0 + 5.0 - 2.0)) < 1e-9, due(waiting));
+}
+
 TEST(sessions_change_nothing_under_lru) {
   const auto run = [](bool with_sessions) {
     World world(24, std::make_shared<LruPolicy>());
