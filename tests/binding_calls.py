@@ -250,6 +250,8 @@ def program_calls() -> dict[str, Call]:
         "gpu_properties": (_C.gpu_properties, {"device": 0}),
         "gpu_free_bytes": (_C.gpu_free_bytes, {"device": 0}),
         "SchedulerConfig": (_C.SchedulerConfig, {}),
+        "SchedulerConfig.set_policy": (config().set_policy, {"name": "ttl", "ttl": 1.0}),
+        "PolicyDesk": (_C.PolicyDesk, {"fallback": "lru", "patience": 1.0}),
         "SamplingParams": (_C.SamplingParams, {}),
         "NewsQueue": (_C.NewsQueue, {}),
         "TokenTable": (_C.TokenTable, {
@@ -282,6 +284,8 @@ def engine_calls(model: Model) -> dict[str, Call]:
         "follows": 0,
     }
     question = {"question": model.question}
+    policy, closed_policy = _C.PolicyDesk("lru", 1.0), _C.PolicyDesk("lru", 1.0)
+    closed_policy.close()
     session = {"engine": engine, "id": _C.session_open(engine, "t", 1.0)}
     calls: dict[str, Call] = {
         "session_open": (_C.session_open, {"engine": engine, "tenant": "t", "weight": 1.0}),
@@ -305,6 +309,12 @@ def engine_calls(model: Model) -> dict[str, Call]:
         "Engine.stats": (engine.stats, {}),
         "Engine.start_trace": (engine.start_trace, {"capacity": 100}),
         "Engine.stop_trace": (engine.stop_trace, {}),
+        "PolicyDesk.wait": (closed_policy.wait, {}),
+        "PolicyDesk.propose": (policy.propose, {
+            "ticket": (1, 1, 0.0, 0.0), "score": (1.0, True, 2.0), "tier": "device", "admits": True,
+        }),
+        "PolicyDesk.close": (policy.close, {}),
+        "PolicyDesk.count_failed": (policy.count_failed, {}),
         "NewsQueue.wait": (closed.wait, {}),
         "NewsQueue.close": (queue.close, {}),
         "Request.wait": (request.wait, {"timeout": 0.01}),

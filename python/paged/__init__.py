@@ -14,6 +14,7 @@ from paged.handle import Handle
 from paged.llm import LLM
 from paged.metrics import Stats
 from paged.outputs import Chunk, Completion, Logprob, RequestError, Timings
+from paged.policy import Policy, Pressure, SessionView, Worth
 from paged.prefix import Prefix
 from paged.receipts import Explanation, Miss, Receipt, Tenant
 from paged.sampling import SamplingParams
@@ -37,17 +38,21 @@ __all__ = [
     "InternalError",
     "Logprob",
     "Miss",
+    "Policy",
     "Prefix",
+    "Pressure",
     "Receipt",
     "RequestError",
     "SamplingParams",
     "Score",
     "Session",
+    "SessionView",
     "Stats",
     "StructuredOutputsParams",
     "Tenant",
     "Timings",
     "ToolCall",
+    "Worth",
     "__version__",
     "beam_search",
 ]

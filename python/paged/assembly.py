@@ -24,6 +24,7 @@ from paged.loading.resolve import resolve
 from paged.machine import available_memory
 from paged.model_config import ModelConfig
 from paged.models import record
+from paged.policy import PolicyChoice, PolicyThread, choose_policy
 from paged.program.ir import ITEMSIZE, DType, Program
 from paged.program.native import compile_program, stacked_weight_bytes
 from paged.program.passes import fuse
@@ -48,6 +49,7 @@ class Assembly:
     description: str
     default_sampling_params: SamplingParams
     bytes_per_block: int
+    policy: PolicyChoice
 
 
 @dataclass(frozen=True)
@@ -78,19 +80,24 @@ def assemble(model: str | Path, options: EngineOptions) -> Assembly:
         executor, sizes = make_executor(program, checkpoint, options, threads)
         tokenizer = load_tokenizer(path, checkpoint)
         chat_template = None if tokenizer is None else load_chat_template(path, checkpoint)
+        policy = choose_policy(options.policy)
+        desk = None if policy.custom is None else _C.PolicyDesk(policy.custom.fallback, policy.custom.patience)
         engine = _C.Engine(
-            config=_scheduler_config(options, sizes),
+            config=_scheduler_config(options, sizes, policy),
             executor=executor,
             threads=threads,
             token_table=None if tokenizer is None else _C.TokenTable(*tokenizer.token_table()),
+            policy_desk=desk,
         )
+        if policy.custom is not None and desk is not None:
+            PolicyThread(policy.custom, desk)
         end_token_ids = load_token_ids(path, checkpoint, program.vocab_size).ends
         description = _describe(path, config, options, sizes)
         generation = checkpoint.generation_config if options.generation_config == "auto" else {}
         defaults = default_sampling_params(generation)
     return Assembly(
         engine, tokenizer, end_token_ids, chat_template, sizes.max_model_len, description, defaults,
-        sizes.kv_cache_bytes // sizes.num_blocks,
+        sizes.kv_cache_bytes // sizes.num_blocks, policy,
     )  # fmt: skip
 
 
@@ -175,8 +182,9 @@ def _torch_model(program: Program, checkpoint: Checkpoint, options: EngineOption
     return TorchEngineModel(executor)
 
 
-def _scheduler_config(options: EngineOptions, sizes: Sizes) -> _C.SchedulerConfig:
+def _scheduler_config(options: EngineOptions, sizes: Sizes, policy: PolicyChoice) -> _C.SchedulerConfig:
     config = _C.SchedulerConfig()
+    config.set_policy(policy.name, policy.ttl)
     config.num_blocks = sizes.num_blocks
     config.block_size = sizes.step.block_size
     config.max_num_sequences = sizes.step.max_num_sequences

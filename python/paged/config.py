@@ -11,6 +11,7 @@ from typing import Literal
 from paged.checks import shown
 from paged.devices import GpuDevice, parse_gpu
 from paged.machine import available_memory, num_physical_cores
+from paged.policy import Policy, choose_policy
 from paged.program.ir import ITEMSIZE, DType
 
 LoadFormat = Literal["auto", "dummy"]
@@ -56,6 +57,7 @@ class EngineOptions:
     load_format: LoadFormat = "auto"
     generation_config: GenerationConfig = "auto"
     seed: int = 0
+    policy: str | Policy = "hazard"
 
     def __post_init__(self) -> None:
         if self.dtype != "auto" and self.dtype not in ITEMSIZE:
@@ -78,6 +80,7 @@ class EngineOptions:
         _check_flag("batch_invariant", self.batch_invariant)
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise TypeError(f"seed must be an integer, got {shown(self.seed)}")
+        choose_policy(self.policy)
         step = self.resolve_step_sizes()
         if step.max_num_batched_tokens < step.max_num_sequences:
             raise ValueError(

@@ -22,6 +22,7 @@ from paged.metrics import Stats, snapshot
 from paged.native_params import native_params
 from paged.notifier import Notifiers
 from paged.outputs import Completion
+from paged.policy import Policy
 from paged.sampling import SamplingParams, of_each_answer
 from paged.waiting import wait_all
 
@@ -74,6 +75,9 @@ class LLM:
         generation_config: "auto": requests that bring no SamplingParams sample as the model's generation_config says,
             see `default_sampling_params`; "none": as `SamplingParams()` says.
         seed: where requests without a seed of their own get theirs from.
+        policy: whose cached blocks go first: "hazard" learns how long tools take; "lru" knows no sessions; "ttl" or
+            "ttl:<seconds>" keeps each session's for a time after its turn (60 s), "priority" goes by their weight; or a
+            `Policy` of your own. Without sessions all are the same.
 
     Raises:
         ValueError, TypeError: an option or a checkpoint that cannot be used, with what arrived and what is expected.
@@ -97,6 +101,7 @@ class LLM:
         load_format: LoadFormat = "auto",
         generation_config: GenerationConfig = "auto",
         seed: int = 0,
+        policy: str | Policy = "hazard",
     ) -> None:
         from paged.assembly import assemble
 
@@ -107,7 +112,7 @@ class LLM:
             max_num_sequences=max_num_sequences,
             max_num_batched_tokens=max_num_batched_tokens, block_size=block_size,
             enable_prefix_caching=enable_prefix_caching, batch_invariant=batch_invariant, load_format=load_format,
-            generation_config=generation_config, seed=seed,
+            generation_config=generation_config, seed=seed, policy=policy,
         )  # fmt: skip
         parts = assemble(model, options)
         self._engine = parts.engine
@@ -122,6 +127,7 @@ class LLM:
         self._end_token_ids = parts.end_token_ids
         self._tokenizer = parts.tokenizer
         self._bytes_per_block = parts.bytes_per_block
+        self._policy = parts.policy
         self.max_model_len = parts.max_model_len
         self.default_sampling_params = parts.default_sampling_params
         """What requests use that bring none of their own."""
@@ -407,7 +413,7 @@ class LLM:
 
     def stats(self) -> Stats:
         """A snapshot of the engine: queue, batch, blocks, cache hits, rates, step times, preemptions."""
-        return snapshot(self._running_engine().stats())
+        return snapshot(self._running_engine().stats(), self._policy.description)
 
     def start_trace(self, max_steps: int = 100_000) -> None:
         """Records the last `max_steps` steps and as many requests that end, from now on; forgets what was recorded.

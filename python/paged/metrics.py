@@ -52,6 +52,8 @@ class Stats:
         num_generated_tokens: tokens that requests got.
         generated_tokens_per_second, prefill_tokens_per_second: over about the last second.
         num_preemptions: times that a request lost its blocks to a more urgent one.
+        policy: of the cache, with what decides where it fails or is late.
+        num_late_proposals, num_failed_proposals: of a `Policy` of your own: the fallback decided instead.
     """
 
     num_waiting: int
@@ -72,9 +74,12 @@ class Stats:
     num_steps: int
     last_step_seconds: float
     step_times: StepTimes
+    policy: str
+    num_late_proposals: int
+    num_failed_proposals: int
 
 
-def snapshot(stats: _C.EngineStats) -> Stats:
+def snapshot(stats: _C.EngineStats, policy: str) -> Stats:
     return Stats(
         num_waiting=stats.num_waiting,
         num_running=stats.num_running,
@@ -94,6 +99,9 @@ def snapshot(stats: _C.EngineStats) -> Stats:
         num_steps=stats.num_steps,
         last_step_seconds=stats.last_step_seconds,
         step_times=StepTimes(tuple(stats.step_bounds), tuple(stats.step_counts), stats.step_seconds),
+        policy=policy,
+        num_late_proposals=stats.num_late_proposals,
+        num_failed_proposals=stats.num_failed_proposals,
     )
 
 
@@ -112,6 +120,8 @@ _SERIES = (
     ("prefill_tokens_total", "counter", "Prompt tokens that were computed.", "num_prefill_tokens"),
     ("generated_tokens_total", "counter", "Tokens that requests got.", "num_generated_tokens"),
     ("preemptions_total", "counter", "Requests that lost their blocks to more urgent ones.", "num_preemptions"),
+    ("policy_late_total", "counter", "Proposals of the cache policy that came too late.", "num_late_proposals"),
+    ("policy_failed_total", "counter", "Questions in which the cache policy failed.", "num_failed_proposals"),
 )
 
 

@@ -109,6 +109,59 @@ TEST(quantiles_are_read_at_their_median) {
   CHECK(near(guess_of({{{0.1, 1.0}, {0.9, 100.0}}}), 10.0, 1e-9));
 }
 
+TEST(quantiles_are_a_distribution) {
+  WaitHistogram waits;
+  waits.mix_quantiles({{0.25, 1.0}, {0.5, 4.0}, {0.75, 256.0}}, 2.0);
+  CHECK(near(waits.weight(), 2.0, 1e-9));
+  CHECK(near(waits.median_left(0.0, 1.0), 4.0, 0.2));
+  double before = 0.0;  // the share that is back by each of them
+  double share = 0.0;
+  for (const double seconds : {1.0, 4.0, 256.0, 4096.0}) {
+    for (std::size_t i = 0; i < WaitHistogram::kNumBuckets; ++i) {
+      const double lower = WaitHistogram::lower_bound(i);
+      if (lower >= before && lower < seconds) share += waits.share_of(lower * 1.01);
+    }
+    before = seconds;
+    CHECK(near(share, seconds == 1.0 ? 0.25 : seconds == 4.0 ? 0.5 : seconds == 256.0 ? 0.75 : 1.0, 0.01), share);
+  }
+  WaitHistogram certain;
+  certain.mix_quantiles({{0.1, 5.0}, {0.9, 5.0}}, 1.0);
+  CHECK(near(certain.share_of(5.0), 0.8, 0.2), "most of it is at one time");
+  WaitHistogram at_once;
+  at_once.mix_quantiles({{0.5, 0.0}, {0.9, 0.0}}, 1.0);
+  CHECK(near(at_once.weight(), 1.0, 1e-9));
+}
+
+// Half of such waits end within a second and the others take minutes: whoever is away for some seconds is away for
+// long, which their median cannot tell.
+TEST(announced_quantiles_are_survival_and_not_only_a_median) {
+  const HazardPolicy policy;
+  SessionView view = paused("a", 0.5);
+  view.expectation.quantiles = {{0.05, 0.9}, {0.5, 1.0}, {0.51, 200.0}, {0.95, 300.0}};
+  const Score early = policy.score(view, kPressure);
+  view.since = 5.0;
+  const Score late = policy.score(view, kPressure);
+  CHECK(early.hold && early.expected_in < 250.0, early.value);
+  CHECK(late.expected_in > 100.0, late.expected_in);
+  CHECK(late.value < early.value / 20, late.value, " ", early.value);
+  view.since = 220.0;
+  CHECK(policy.score(view, kPressure).value > 2 * late.value, "and near the end it is expected again");
+}
+
+TEST(quantiles_that_are_wrong_by_a_factor_are_corrected) {
+  HazardPolicy policy;
+  std::mt19937 random(3);
+  std::lognormal_distribution<double> wait(0.0, 0.7);
+  SessionView view;
+  for (int i = 0; i < 300; ++i) {
+    view = paused("a", wait(random));
+    view.expectation.quantiles = {{0.1, 4.0}, {0.5, 10.0}, {0.9, 25.0}};  // ten times as long
+    policy.on_event(SessionEvent::kReturned, view);
+  }
+  view.since = 0.0;
+  CHECK(near(policy.score(view, kPressure).expected_in, 1.0, 0.4), policy.score(view, kPressure).expected_in);
+}
+
 TEST(one_whose_blocks_are_lost_waits_for_room) {
   HazardPolicy policy;
   SessionView view = paused("a", 1.0);

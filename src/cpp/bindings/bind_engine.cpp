@@ -15,6 +15,7 @@
 #include "bindings/gil_release.h"
 #include "bindings/module.h"
 #include "bindings/python_executor.h"
+#include "core/named_policy.h"
 #include "engine/engine.h"
 #include "exec/gpu_executor.h"
 #include "exec/program_executor.h"
@@ -216,15 +217,19 @@ void bind_engine(py::module_& module) {
       .def_readwrite("max_num_batched_tokens", &SchedulerConfig::max_num_batched_tokens)
       .def_readwrite("max_model_len", &SchedulerConfig::max_model_len)
       .def_readwrite("enable_prefix_caching", &SchedulerConfig::enable_prefix_caching)
-      .def_readwrite("cache_generated_tokens", &SchedulerConfig::cache_generated_tokens);
+      .def_readwrite("cache_generated_tokens", &SchedulerConfig::cache_generated_tokens)
+      .def(
+          "set_policy",
+          [](SchedulerConfig& self, const std::string& name, double ttl) { self.policy = named_policy(name, ttl); },
+          py::arg("name"), py::arg("ttl"), "lru, ttl (of so many seconds), priority or hazard, which is the default.");
   py::class_<Engine, std::unique_ptr<Engine, EngineHolder>>(module, "Engine", "The step loop on a thread of its own.")
       .def(py::init([](const SchedulerConfig& config, const py::object& executor, std::shared_ptr<ThreadPool> threads,
-                       std::shared_ptr<TokenTable> token_table) {
-             return std::unique_ptr<Engine, EngineHolder>(
-                 new Engine(config, take_executor(executor, std::move(threads)), std::move(token_table)));
+                       std::shared_ptr<TokenTable> token_table, std::shared_ptr<PolicyDesk> policy_desk) {
+             return std::unique_ptr<Engine, EngineHolder>(new Engine(
+                 config, take_executor(executor, std::move(threads)), std::move(token_table), std::move(policy_desk)));
            }),
            py::kw_only(), py::arg("config"), py::arg("executor"), py::arg("threads").none(false),
-           py::arg("token_table"))
+           py::arg("token_table"), py::arg("policy_desk") = py::none())
       .def("submit", &submit, py::arg("prompt"), py::arg("sampling"), py::arg("priority") = 0,
            py::arg("cache_salt") = "", py::kw_only(), py::arg("guide") = py::none(), py::arg("follows") = 0,
            py::arg("session") = 0, py::arg("keeps_answer") = true,

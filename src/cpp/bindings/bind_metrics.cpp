@@ -35,6 +35,8 @@ void bind_stats(py::module_& module) {
       .def_readonly("num_finished", &EngineStats::num_finished)
       .def_readonly("num_failed", &EngineStats::num_failed)
       .def_readonly("num_cancelled", &EngineStats::num_cancelled)
+      .def_readonly("num_late_proposals", &EngineStats::num_late_proposals)
+      .def_readonly("num_failed_proposals", &EngineStats::num_failed_proposals)
       .def_readonly("last_step_seconds", &EngineStats::last_step_seconds)
       .def_readonly("generated_tokens_per_second", &EngineStats::generated_tokens_per_second)
       .def_readonly("prefill_tokens_per_second", &EngineStats::prefill_tokens_per_second)

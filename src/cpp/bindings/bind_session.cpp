@@ -10,6 +10,7 @@
 
 #include "bindings/gil_release.h"
 #include "bindings/module.h"
+#include "bindings/session_names.h"
 #include "engine/engine.h"
 
 namespace py = pybind11;
@@ -23,17 +24,6 @@ const char* name_of(ReceiptStatus status) {
     case ReceiptStatus::kClipped: return "clipped";
     case ReceiptStatus::kDeferred: return "deferred";
     case ReceiptStatus::kRejected: return "rejected";
-  }
-  return "";
-}
-
-const char* name_of(SessionState state) {
-  switch (state) {
-    case SessionState::kIdle: return "idle";
-    case SessionState::kPaused: return "paused";
-    case SessionState::kQueued: return "queued";
-    case SessionState::kWaitsForRoom: return "waits for room";
-    case SessionState::kRunning: return "running";
   }
   return "";
 }

@@ -18,6 +18,7 @@ PYBIND11_MODULE(_C, module) {
   paged::bind_ops(module);
   paged::bind_program(module);
   paged::bind_gpu(module);
+  paged::bind_policy(module);
   paged::bind_engine(module);
   paged::bind_session(module);
   paged::bind_replay(module);

@@ -23,6 +23,7 @@ void bind_program(pybind11::module_& module);
 void bind_gpu(pybind11::module_& module);
 void bind_guide(pybind11::module_& module);
 void bind_metrics(pybind11::module_& module);
+void bind_policy(pybind11::module_& module);
 void bind_session(pybind11::module_& module);
 void bind_replay(pybind11::module_& module);
 void bind_engine(pybind11::module_& module);

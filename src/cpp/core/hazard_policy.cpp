@@ -10,6 +10,7 @@ namespace {
 constexpr double kPowerLawWeight = 2.0;  // observations that the rule for no data counts as
 constexpr double kAllToolsWeight = 8.0;  // and what all tools tell of one
 constexpr double kTrustWeight = 4.0;     // and the trust in guesses, at first
+constexpr double kDoubt = 1.0 / 8;       // that quantiles are right, against the rule for no data
 constexpr double kFade = 0.02;           // of the record of who foretells better
 constexpr double kLeastShare = 1e-3;     // what the unforeseen counts as, there
 constexpr double kQueueRate = 20.0;      // a turn that waits to be admitted is as good as back
@@ -66,14 +67,23 @@ const WaitHistogram& HazardPolicy::waits_for(const std::string& tool) const {
 }
 
 HazardPolicy::Outlook HazardPolicy::outlook(const SessionView& session) const {
-  const double guess = guess_of(session.expectation);
-  if (guess > 0.0 && guess_advantage_ >= 0.0) return {guesses_.believed, guess};
-  return {waits_for(session.tool), 1.0};
+  if (guess_of(session.expectation) > 0.0 && guess_advantage_ >= 0.0) return announced(session.expectation);
+  return {&waits_for(session.tool), 1.0};
+}
+
+HazardPolicy::Outlook HazardPolicy::announced(const Expectation& expectation) const {
+  if (expectation.quantiles.size() < 2) return {&guesses_.believed, guess_of(expectation)};
+  Outlook outlook{nullptr, guesses_.believed.median_left(0.0, 1.0), WaitHistogram()};
+  outlook.announced->mix_quantiles(expectation.quantiles, 1.0);
+  outlook.announced->mix_power_law(kDoubt);
+  return outlook;
 }
 
 Score HazardPolicy::score(const SessionView& session, const Pressure& pressure) const {
   if (!is_away(session)) return present(session, pressure);
-  const auto [waits, scale] = outlook(session);
+  const Outlook expected = outlook(session);
+  const WaitHistogram& waits = expected.waits();
+  const double scale = expected.scale;
   const double rate = waits.return_rate(session.since, scale);
   Score score;
   score.by_age = false;
@@ -105,7 +115,7 @@ void HazardPolicy::on_event(SessionEvent event, const SessionView& session) {
 void HazardPolicy::learn(const SessionView& session, bool came_back) {
   const double guess = guess_of(session.expectation);
   if (came_back && guess > 0.0) {
-    const double by_guess = std::log(std::max(guesses_.believed.share_of(session.since / guess), kLeastShare));
+    const double by_guess = std::log(std::max(announced(session.expectation).share_of(session.since), kLeastShare));
     const double by_tool = std::log(std::max(waits_for(session.tool).share_of(session.since), kLeastShare));
     guess_advantage_ += kFade * (by_guess - by_tool - guess_advantage_);
     guesses_.seen.add(session.since / guess);

@@ -8,9 +8,11 @@
 //
 // How long waits take is learnt for each tool. What the application expects is believed as far as it came true: the
 // ratio of truth and guess is learnt like a wait, so guesses that are wrong by a factor are corrected; and of the two,
-// guess and tool, the one is used that has foretold waits better lately.
+// guess and tool, the one is used that has foretold waits better lately. Quantiles are a distribution of their own, of
+// which the ratio corrects the scale.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <unordered_map>
 
@@ -31,10 +33,15 @@ class HazardPolicy : public Policy {
 
  private:
   struct Outlook {
-    const WaitHistogram& waits;
+    const WaitHistogram& waits() const { return announced ? *announced : *learnt; }
+    double share_of(double seconds) const { return waits().share_of(seconds / scale); }
+
+    const WaitHistogram* learnt;
     double scale;
+    std::optional<WaitHistogram> announced = std::nullopt;
   };
   Outlook outlook(const SessionView& session) const;
+  Outlook announced(const Expectation& expectation) const;
   const WaitHistogram& waits_for(const std::string& tool) const;
   void learn(const SessionView& session, bool came_back);
 

@@ -45,6 +45,8 @@ struct Expectation {
 
 struct SessionView {
   SessionId id = 0;
+  std::int64_t revision = 0;  // counts what has happened to it
+  std::string tenant = {};
   SessionState state = SessionState::kIdle;
   double weight = 1.0;
   std::string tool = {};  // that it waits for, empty: unknown

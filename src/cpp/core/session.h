@@ -63,6 +63,7 @@ struct Session {
   std::int64_t num_computed_tokens = 0;  // by all turns
   std::int64_t num_reused_tokens = 0;    // that turns found in the cache
 
+  std::int64_t revision = 0;  // counts what has happened to it
   SessionState state = SessionState::kIdle;
   double state_since = 0.0;
   double served = 0.0;  // seconds that its turns ran and its tools took

@@ -54,7 +54,7 @@ void SessionTable::begin_pause(Session& session, Pause pause) {
   session.state = SessionState::kPaused;
   session.state_since = now_;
   policy_->on_event(SessionEvent::kPaused, view_of(session));
-  renew_score(session);
+  changed(session);
 }
 
 Session* SessionTable::waiting_for_tool(SessionId id, Receipt& receipt) {
@@ -77,7 +77,7 @@ Receipt SessionTable::progress(SessionId id, double share) {
   if (session == nullptr) return receipt;
   if (!(share > 0.0 && share <= 1.0)) return rejected("progress is a share in (0, 1]");
   session->expectation.quantiles = {{0.5, std::max((now_ - session->state_since) / share, 1e-3)}};
-  renew_score(*session);
+  changed(*session);
   return receipt;
 }
 
@@ -87,7 +87,7 @@ Receipt SessionTable::eta(SessionId id, double seconds) {
   if (session == nullptr) return receipt;
   if (!(seconds >= 0.0 && seconds <= kLongest)) return rejected("an eta is 0 to 1e9 seconds");
   session->expectation.quantiles = {{0.5, std::max(now_ - session->state_since + seconds, 1e-3)}};
-  renew_score(*session);
+  changed(*session);
   return receipt;
 }
 
@@ -107,7 +107,7 @@ Receipt SessionTable::rewind(SessionId id, std::int32_t num_tokens, std::int32_t
   session.tokens.resize(static_cast<std::size_t>(num_tokens));
   session.num_known_tokens = std::min(session.num_known_tokens, num_tokens);
   blocks_.truncate_owner(session.slot, num_tokens / blocks_.pressure().block_size);
-  renew_score(session);
+  changed(session);
   return {ReceiptStatus::kAccepted, num_before - blocks_.owners().path_size(session.slot)};
 }
 

@@ -51,7 +51,7 @@ SessionId SessionTable::fork(SessionId parent, std::optional<double> weight) {
   child.tokens = source->tokens;
   child.num_known_tokens = source->num_known_tokens;
   blocks_.share_owner(source->slot, child.slot);
-  renew_score(child);
+  changed(child);
   if (source->state == SessionState::kIdle) enter(*source, SessionState::kIdle);
   return id;
 }
@@ -138,7 +138,7 @@ void SessionTable::end_turn(SessionId id, std::span<const TokenId> tokens) {
   enter(session, session.paused_since < 0.0 ? SessionState::kIdle : SessionState::kPaused);
   if (session.paused_since >= 0.0) {
     session.state_since = session.paused_since;
-    renew_score(session);
+    changed(session);
   }
   if (session.next_pause) begin_pause(session, *std::exchange(session.next_pause, std::nullopt));
   if (!session.is_closing) return;
@@ -162,6 +162,8 @@ const Session* SessionTable::find(SessionId id) const {
 SessionView SessionTable::view_of(const Session& session) const {
   SessionView view;
   view.id = session.id;
+  view.revision = session.revision;
+  view.tenant = session.spec.tenant;
   view.state = session.state;
   view.weight = session.spec.weight;
   view.tool = session.tool;
@@ -180,7 +182,17 @@ void SessionTable::enter(Session& session, SessionState state) {
     session.served += seconds;
   session.state = state;
   session.state_since = now_;
+  changed(session);
+}
+
+void SessionTable::changed(Session& session) {
+  ++session.revision;
   renew_score(session);
+}
+
+void SessionTable::propose(ProposedPolicy& policy, const Proposal& proposal) {
+  const auto found = sessions_.find(proposal.id);
+  if (found != sessions_.end() && policy.accept(proposal, view_of(*found->second))) renew_score(*found->second);
 }
 
 void SessionTable::renew_score(Session& session) {

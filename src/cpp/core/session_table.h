@@ -17,6 +17,7 @@
 
 #include "core/block_manager.h"
 #include "core/policy.h"
+#include "core/proposed_policy.h"
 #include "core/session.h"
 
 namespace paged {
@@ -54,6 +55,8 @@ class SessionTable {
   void preempted(SessionId id);
   void end_turn(SessionId id, std::span<const TokenId> tokens);
 
+  void propose(ProposedPolicy& policy, const Proposal& proposal);  // nothing if the session has changed since
+
   void set_now(double seconds);  // renews scores that have run out
   double now() const { return now_; }
   const Session* find(SessionId id) const;
@@ -72,6 +75,7 @@ class SessionTable {
   Session* waiting_for_tool(SessionId id, Receipt& receipt);
   SessionView view_of(const Session& session) const;
   void enter(Session& session, SessionState state);
+  void changed(Session& session);
   void renew_score(Session& session);
   void drop(Session& session);
   void evicted(const Eviction& eviction);

@@ -68,6 +68,33 @@ void WaitHistogram::mix_point(double seconds, double weight) {
   weight_ += weight;
 }
 
+void WaitHistogram::mix_span(double from, double to, double weight) {
+  from = std::max(from, kFirstBound);
+  weight_ += weight;
+  if (to <= from * (1 + 1e-9)) {
+    masses_[bucket_of(from)] += weight;
+    return;
+  }
+  const double span = std::log(to / from);
+  for (std::size_t i = bucket_of(from); i <= bucket_of(to); ++i) {
+    const double first = i == bucket_of(from) ? from : lower_bound(i);
+    const double last = i == bucket_of(to) ? to : lower_bound(i + 1);
+    masses_[i] += weight * std::log(last / first) / span;
+  }
+}
+
+void WaitHistogram::mix_quantiles(const std::vector<std::pair<double, double>>& quantiles, double weight) {
+  if (quantiles.empty()) return;
+  double share = 0.0;
+  double seconds = quantiles.front().second / 4;
+  for (const auto& [next_share, next_seconds] : quantiles) {
+    mix_span(seconds, next_seconds, (next_share - share) * weight);
+    share = next_share;
+    seconds = next_seconds;
+  }
+  mix_span(seconds, std::max(seconds, kFirstBound) * 16, (1 - share) * weight);
+}
+
 double WaitHistogram::share_of(double seconds) const { return masses_[bucket_of(seconds)] / weight_; }
 
 double WaitHistogram::median_left(double elapsed, double scale) const {

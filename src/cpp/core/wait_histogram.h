@@ -5,6 +5,8 @@
 
 #include <array>
 #include <cstddef>
+#include <utility>
+#include <vector>
 
 namespace paged {
 
@@ -27,6 +29,9 @@ class WaitHistogram {
   // about 1/t, which makes holding until the rent paid equals the price the rule (ski rental).
   void mix_power_law(double weight);
   void mix_point(double seconds, double weight);  // and its two neighbours
+  // Adds the distribution with these quantiles, (share, seconds) ascending: between two of them, over two octaves
+  // before the first and over four behind the last it is spread evenly over the logarithm of time.
+  void mix_quantiles(const std::vector<std::pair<double, double>>& quantiles, double weight);
 
   double share_of(double seconds) const;  // of its bucket
   double median_left(double elapsed, double scale) const;
@@ -37,6 +42,8 @@ class WaitHistogram {
   double return_rate(double elapsed, double scale = 1.0) const;
 
  private:
+  void mix_span(double from, double to, double weight);
+
   Masses masses_ = {};
   double never_ = 0.0;
   double weight_ = 0.0;

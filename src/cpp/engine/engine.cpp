@@ -33,17 +33,18 @@ BatchView view_of(const StepBatch& batch) {
   return view;
 }
 
-SchedulerConfig config_for(const Executor& executor, SchedulerConfig config) {
+SchedulerConfig config_for(const Executor& executor, SchedulerConfig config, const PolicyDesk* policy_desk) {
   check_fits(config, executor.limits());
   config.max_steps_in_flight = executor.max_steps_in_flight();
+  if (policy_desk != nullptr) config.policy = policy_desk->policy();
   return config;
 }
 
 }  // namespace
 
 Engine::Engine(const SchedulerConfig& config, std::unique_ptr<Executor> executor,
-               std::shared_ptr<const TokenTable> token_table)
-    : config_(config_for(*executor, config)),
+               std::shared_ptr<const TokenTable> token_table, std::shared_ptr<PolicyDesk> policy_desk)
+    : config_(config_for(*executor, config, policy_desk.get())),
       pid_(getpid()),
       executor_(std::move(executor)),
       token_table_(std::move(token_table)),
@@ -51,9 +52,11 @@ Engine::Engine(const SchedulerConfig& config, std::unique_ptr<Executor> executor
       guide_desk_(std::make_shared<GuideDesk>(
           vocab_size_,
           [this](GuideAnswer answer) { post({nullptr, 0, std::make_unique<GuideAnswer>(std::move(answer))}); })),
+      policy_desk_(std::move(policy_desk)),
       scheduler_(std::make_unique<Scheduler>(config_)),
       row_states_(static_cast<std::size_t>(config_.max_num_sequences)) {
   publish_stats();
+  if (policy_desk_ != nullptr) open_policy_desk();
   const BlockedSignals blocked;
   thread_ = std::thread([this] { loop(); });
 }
@@ -128,8 +131,13 @@ bool Engine::closed() const {
 
 EngineStats Engine::stats() {
   if (getpid() != pid_) return {};
+  // Before the lock, which whoever proposes takes after the desk's.
+  const std::int64_t num_late = policy_desk_ == nullptr ? 0 : policy_desk_->num_late();
+  const std::int64_t num_failed = policy_desk_ == nullptr ? 0 : policy_desk_->num_failed();
   const std::lock_guard lock(mutex_);
   const auto now = Request::Clock::now();
+  stats_.num_late_proposals = num_late;
+  stats_.num_failed_proposals = num_failed;
   stats_.generated_tokens_per_second = generated_rate_.per_second(now);
   stats_.prefill_tokens_per_second = prefill_rate_.per_second(now);
   return stats_;
@@ -164,6 +172,7 @@ void Engine::loop() noexcept {
       message.command->done.set_exception(std::make_exception_ptr(EngineClosedError("the engine is closed")));
   end_all(failure.empty() ? FinishReason::kCancelled : FinishReason::kError, failure);
   guide_desk_->close();
+  if (policy_desk_ != nullptr) policy_desk_->close();
 }
 
 bool Engine::receive() {

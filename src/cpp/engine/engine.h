@@ -22,6 +22,7 @@
 #include "core/scheduler.h"
 #include "engine/guide_desk.h"
 #include "engine/logits_policy.h"
+#include "engine/policy_desk.h"
 #include "engine/request.h"
 #include "engine/step_clock.h"
 #include "engine/step_trace.h"
@@ -45,8 +46,10 @@ struct EngineStats {
   std::int32_t num_blocks = 0;
   std::int32_t num_cached_blocks = 0;  // used or free: hold what later prompts may reuse
   std::int64_t num_finished = 0;
-  std::int64_t num_failed = 0;     // of those
-  std::int64_t num_cancelled = 0;  // of those
+  std::int64_t num_failed = 0;          // of those
+  std::int64_t num_cancelled = 0;       // of those
+  std::int64_t num_late_proposals = 0;  // of a policy that runs elsewhere
+  std::int64_t num_failed_proposals = 0;
   double last_step_seconds = 0.0;
   StepHistogram step_seconds;
   double generated_tokens_per_second = 0.0;  // over about the last second
@@ -55,8 +58,9 @@ struct EngineStats {
 
 class Engine {
  public:
+  // `policy_desk`: of a policy that runs elsewhere and takes the place of the config's; may be null.
   Engine(const SchedulerConfig& config, std::unique_ptr<Executor> executor,
-         std::shared_ptr<const TokenTable> token_table);
+         std::shared_ptr<const TokenTable> token_table, std::shared_ptr<PolicyDesk> policy_desk = nullptr);
   ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
@@ -144,6 +148,7 @@ class Engine {
   bool receive();  // false: closing
   void take_command(PendingCommand& command);
   bool prepare_turn(SequenceSpec& sequence, const RequestSpec& spec);  // false: it cannot run, and has ended
+  void open_policy_desk();
   void tell_time();
   void admit(std::shared_ptr<Request> request);
   void start(Live& live);
@@ -179,6 +184,7 @@ class Engine {
   std::shared_ptr<const TokenTable> token_table_;
   const std::int32_t vocab_size_;
   const std::shared_ptr<GuideDesk> guide_desk_;
+  const std::shared_ptr<PolicyDesk> policy_desk_;  // may be null
 
   std::unique_ptr<Scheduler> scheduler_;
   std::unordered_map<SequenceId, Live> live_;

@@ -44,6 +44,15 @@ void Engine::take_command(PendingCommand& command) {
   }
 }
 
+// Proposals come through the inbox like everything else.
+void Engine::open_policy_desk() {
+  policy_desk_->open([this](Proposal proposal) {
+    run_some_time([this, proposal = std::move(proposal)](Scheduler& scheduler) {
+      scheduler.sessions().propose(*policy_desk_->policy(), proposal);
+    });
+  });
+}
+
 // On the clock that Python calls time.monotonic().
 void Engine::tell_time() {
   scheduler_->set_now(std::chrono::duration<double>(Request::Clock::now().time_since_epoch()).count());
