@@ -232,27 +232,25 @@ def test_an_engine_ends_while_its_policy_hangs(folder: Path) -> None:
 
 
 def test_the_engine_steps_while_its_policy_holds_the_gil(folder: Path) -> None:
-    """A turn comes to its end while the policy's thread has the GIL, and gives it to nobody."""
+    """Requests come to their end while the policy's thread has the GIL, and gives it to nobody."""
     held: list[tuple[float, float]] = []
 
     class Hog(paged.Policy):
         def score(self, session: paged.SessionView, pressure: paged.Pressure) -> None:
-            if session.state not in ("queued", "running"):
-                return
-            started = time.monotonic()
-            ctypes.PyDLL(None).usleep(ctypes.c_uint(200_000))  # PyDLL keeps the GIL
-            held.append((started, time.monotonic()))
+            if session.tool == "hog":
+                started = time.monotonic()
+                ctypes.PyDLL(None).usleep(ctypes.c_uint(100_000))  # PyDLL keeps the GIL
+                held.append((started, time.monotonic()))
 
+    params = paged.SamplingParams(max_tokens=80, ignore_eos=True)
     with open_llm(folder, Hog()) as llm, llm.session() as session:
-        for turn in range(20):
-            session.rewind(0)
-            submitted = time.monotonic()
-            answer = session.generate(ids(turn, 8), paged.SamplingParams(max_tokens=60, ignore_eos=True))
-            assert answer.timings.total_seconds is not None
-            finished = submitted + answer.timings.total_seconds
-            if any(start < finished < end for start, end in held):
+        for _ in range(10):
+            handles = [(time.monotonic(), llm.submit(ids(seed, 8), params)) for seed in range(300)]
+            session.pause("hog")
+            ends = [submitted + (handle.result().timings.total_seconds or 0.0) for submitted, handle in handles]
+            if any(start < end < stop for start, stop in held for end in ends):
                 return
-    raise AssertionError("no turn has ended while the policy had the GIL")
+    raise AssertionError("no request has ended while the policy had the GIL")
 
 
 def test_answers_do_not_depend_on_the_policy(folder: Path) -> None:
