@@ -61,9 +61,9 @@ class SessionTable {
   double now() const { return now_; }
   const Session* find(SessionId id) const;
   std::size_t size() const { return sessions_.size(); }
-  // When a turn of so many tokens in all that begins now should run: when its session has waited, in all, for a multiple
-  // of what it was served and of what computing the tokens takes. So short jobs go before long ones, and everybody's
-  // time comes. Session 0: a request without a session, at once.
+  // When a turn of so many tokens in all that begins now should run: when its session has waited, in all, for a
+  // multiple of what it was served and of what computing the tokens takes. So short jobs go before long ones, and
+  // everybody's time comes. Session 0: a request without a session, at once.
   double deadline(SessionId id, std::int32_t num_tokens) const;
 
   // Throws InternalError with what is wrong.
