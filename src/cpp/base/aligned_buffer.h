@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // One owned, 64-byte aligned, uninitialised allocation. Large ones come straight from the operating system, so pages
-// that nobody touches cost nothing.
+// that nobody touches cost nothing; on_huge_pages() asks for pages of 2 MB, for what is read here and there.
 #pragma once
+
+#include <sys/mman.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -16,19 +18,30 @@ namespace paged {
 class AlignedBuffer {
  public:
   static constexpr std::size_t kAlignment = 64;
+  static constexpr std::size_t kHugePage = std::size_t{2} << 20;
 
   AlignedBuffer() = default;
-  explicit AlignedBuffer(std::int64_t num_bytes) : num_bytes_(num_bytes) {
-    PAGED_INVARIANT(num_bytes >= 0, "negative allocation of ", num_bytes, " bytes");
-    const auto rounded = (static_cast<std::size_t>(num_bytes) + kAlignment) / kAlignment * kAlignment;
-    data_.reset(std::aligned_alloc(kAlignment, rounded));
-    if (data_ == nullptr) throw std::bad_alloc();
+  explicit AlignedBuffer(std::int64_t num_bytes) : AlignedBuffer(num_bytes, kAlignment) {}
+
+  // Advice only: where the system has no such pages, it is an allocation like any other.
+  static AlignedBuffer on_huge_pages(std::int64_t num_bytes) {
+    if (num_bytes < std::int64_t{kHugePage}) return AlignedBuffer(num_bytes);
+    AlignedBuffer buffer(num_bytes, kHugePage);
+    madvise(buffer.data(), static_cast<std::size_t>(num_bytes), MADV_HUGEPAGE);
+    return buffer;
   }
 
   std::byte* data() const { return static_cast<std::byte*>(data_.get()); }
   std::int64_t num_bytes() const { return num_bytes_; }
 
  private:
+  AlignedBuffer(std::int64_t num_bytes, std::size_t alignment) : num_bytes_(num_bytes) {
+    PAGED_INVARIANT(num_bytes >= 0, "negative allocation of ", num_bytes, " bytes");
+    const auto rounded = (static_cast<std::size_t>(num_bytes) + alignment) / alignment * alignment;
+    data_.reset(std::aligned_alloc(alignment, rounded));
+    if (data_ == nullptr) throw std::bad_alloc();
+  }
+
   struct Free {
     void operator()(void* pointer) const { std::free(pointer); }
   };

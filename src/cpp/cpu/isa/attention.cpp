@@ -17,6 +17,9 @@ namespace {
 constexpr float kNegativeInfinity = -__builtin_inff();
 constexpr int kOutVectors = kScoreVectors;
 
+// Lines to ask for beside `bytes` / 4 multiply-adds of vectors, so that a tile's are all asked for in the end.
+constexpr int lines_of(std::size_t bytes) { return bytes < 4 ? 1 : static_cast<int>(bytes / 4); }
+
 // ---- scores
 
 template <typename C, int kRows>
@@ -25,6 +28,7 @@ PAGED_INLINE void score_step(const KeyVectors<C>& keys, int first, int d, const 
   for (int v = 0; v < kScoreVectors; ++v) {
     const F32 key = load(keys.at[first + v] + d * keys.stride);
     for (int r = 0; r < kRows; ++r) acc[r][v] = fma(set1(q[r * q_stride + d]), key, acc[r][v]);
+    free_registers();
   }
 }
 
@@ -32,31 +36,38 @@ template <int kRows>
 PAGED_INLINE void score_pair_step(const KeyVectors<BFloat16>& keys, int first, int d, const float* q, int q_stride,
                                   F32 (&acc)[kRows][kScoreVectors]) {
   for (int v = 0; v < kScoreVectors; ++v) {
-    const I32 words = load_words(keys.at[first + v] + d / 2 * keys.stride);
-    const F32 even = even_bf16(words);
-    const F32 odd = odd_bf16(words);
-    for (int r = 0; r < kRows; ++r) {
-      acc[r][v] = fma(set1(q[r * q_stride + d]), even, acc[r][v]);
-      acc[r][v] = fma(set1(q[r * q_stride + d + 1]), odd, acc[r][v]);
-    }
+    const BFloat16* pairs = keys.at[first + v] + d / 2 * keys.stride;
+    const F32 even = even_bf16(load_words(pairs));
+    for (int r = 0; r < kRows; ++r) acc[r][v] = fma(set1(q[r * q_stride + d]), even, acc[r][v]);
+    free_registers();
+    const F32 odd = odd_bf16(load_words(pairs));
+    for (int r = 0; r < kRows; ++r) acc[r][v] = fma(set1(q[r * q_stride + d + 1]), odd, acc[r][v]);
+    free_registers();
   }
 }
 
 template <typename C, int kRows>
-void score_rows(const Walk& walk, const KeyVectors<C>& keys, int row) {
+void score_rows(const Walk& walk, const KeyVectors<C>& keys, int row, Ahead<C>& values) {
+  constexpr int kGroup = kKeyGroup<C>;
+  constexpr int kLines = lines_of(sizeof(C) * kGroup * kScoreVectors);
+  Ahead<C> ahead = values;
   const float* q = walk.s.q + row * walk.head_stride;
   for (int first = 0; first < kKeyTile / 16; first += kScoreVectors) {
     F32 acc[kRows][kScoreVectors];
     for (int r = 0; r < kRows; ++r)
       for (int v = 0; v < kScoreVectors; ++v) acc[r][v] = zero();
-    if constexpr (kKeyGroup<C> == 2)
-      for (int d = 0; d < walk.head_dim; d += 2) score_pair_step<kRows>(keys, first, d, q, walk.head_stride, acc);
-    else
-      for (int d = 0; d < walk.head_dim; ++d) score_step<C, kRows>(keys, first, d, q, walk.head_stride, acc);
+    for (int d = 0; d < walk.head_dim; d += kGroup) {
+      ahead.fetch_lines(kLines);
+      if constexpr (kGroup == 2)
+        score_pair_step<kRows>(keys, first, d, q, walk.head_stride, acc);
+      else
+        score_step<C, kRows>(keys, first, d, q, walk.head_stride, acc);
+    }
     for (int r = 0; r < kRows; ++r)
       for (int v = 0; v < kScoreVectors; ++v)
         store(walk.s.p + (row + r) * kKeyTile + (first + v) * 16, acc[r][v] * set1(walk.tile.op->scale));
   }
+  values = ahead;
 }
 
 // ---- softmax
@@ -94,17 +105,21 @@ void softmax_row(const Walk& walk, int row, int tile_begin) {
 
 // acc[rows][kVectors * 16 columns from d] = acc * scale + p @ values; `lanes` columns of the last vector exist.
 template <typename C, int kRows, int kVectors>
-PAGED_INLINE void value_columns(const Walk& walk, int row, int d, int lanes, Range keys) {
+PAGED_INLINE void value_columns(const Walk& walk, int row, int d, int lanes, Range keys, Ahead<C>& ahead) {
   F32 acc[kRows][kVectors];
   float* out = walk.s.acc + row * walk.head_stride + d;
   for (int r = 0; r < kRows; ++r)
     for (int v = 0; v < kVectors; ++v)
       acc[r][v] = load(out + r * walk.head_stride + 16 * v) * set1(walk.s.scale[row + r]);
+  const float* p = walk.s.p + row * kKeyTile;
+  const std::byte* const* values = walk.s.values;
   for (int key = keys.begin; key < keys.end; ++key) {
-    const C* value = reinterpret_cast<const C*>(walk.s.values[key]) + d;
+    ahead.fetch_lines(lines_of(sizeof(C) * kVectors));
+    const C* value = reinterpret_cast<const C*>(values[key]) + d;
     for (int v = 0; v < kVectors; ++v) {
       const F32 column = v + 1 < kVectors ? load(value + 16 * v) : load_lanes(value + 16 * v, lanes);
-      for (int r = 0; r < kRows; ++r) acc[r][v] = fma(set1(walk.s.p[(row + r) * kKeyTile + key]), column, acc[r][v]);
+      for (int r = 0; r < kRows; ++r) acc[r][v] = fma(set1(p[r * kKeyTile + key]), column, acc[r][v]);
+      free_registers();
     }
   }
   for (int r = 0; r < kRows; ++r)
@@ -112,11 +127,14 @@ PAGED_INLINE void value_columns(const Walk& walk, int row, int d, int lanes, Ran
 }
 
 template <typename C, int kRows>
-void value_rows(const Walk& walk, int row, Range keys) {
+void value_rows(const Walk& walk, int row, Range keys, Ahead<C>& next) {
+  Ahead<C> ahead = next;
   int d = 0;
   for (; d + 16 * kOutVectors <= walk.head_dim; d += 16 * kOutVectors)
-    value_columns<C, kRows, kOutVectors>(walk, row, d, 16, keys);
-  for (; d < walk.head_dim; d += 16) value_columns<C, kRows, 1>(walk, row, d, smaller(16, walk.head_dim - d), keys);
+    value_columns<C, kRows, kOutVectors>(walk, row, d, 16, keys, ahead);
+  for (; d < walk.head_dim; d += 16)
+    value_columns<C, kRows, 1>(walk, row, d, smaller(16, walk.head_dim - d), keys, ahead);
+  next = ahead;
 }
 
 // ---- a tile of keys
@@ -124,19 +142,19 @@ void value_rows(const Walk& walk, int row, Range keys) {
 constexpr int kAttentionRows = kTileRows / 2;
 
 template <typename C, int kRows>
-PAGED_INLINE void score_some(const Walk& walk, const KeyVectors<C>& keys, int row, int num_rows) {
+PAGED_INLINE void score_some(const Walk& walk, const KeyVectors<C>& keys, int row, int num_rows, Ahead<C>& values) {
   if (num_rows == kRows)
-    score_rows<C, kRows>(walk, keys, row);
+    score_rows<C, kRows>(walk, keys, row, values);
   else if constexpr (kRows > 1)
-    score_some<C, kRows - 1>(walk, keys, row, num_rows);
+    score_some<C, kRows - 1>(walk, keys, row, num_rows, values);
 }
 
 template <typename C, int kRows>
-PAGED_INLINE void value_some(const Walk& walk, int row, int num_rows, Range keys) {
+PAGED_INLINE void value_some(const Walk& walk, int row, int num_rows, Range keys, Ahead<C>& next) {
   if (num_rows == kRows)
-    value_rows<C, kRows>(walk, row, keys);
+    value_rows<C, kRows>(walk, row, keys, next);
   else if constexpr (kRows > 1)
-    value_some<C, kRows - 1>(walk, row, num_rows, keys);
+    value_some<C, kRows - 1>(walk, row, num_rows, keys, next);
 }
 
 // One step of the online softmax. `next` is the range of the following step: it is on its way from memory meanwhile.
@@ -146,14 +164,13 @@ void visit_keys(const Walk& walk, Range range, Range next) {
   const int tile_begin = range.begin / kKeyTile * kKeyTile;
   const KeyVectors<C> keys = key_vectors<C>(walk, tile_begin, range);
   find_values<C>(walk, tile_begin, range, s.values);
-  fetch_pieces<C>(walk, range, 1);
+  Ahead<C> values(walk, range, 1), next_keys(walk, next, 0);
   for (int row = 0; row < walk.num_rows; row += kAttentionRows)
-    score_some<C, kAttentionRows>(walk, keys, row, smaller(kAttentionRows, walk.num_rows - row));
-  fetch_pieces<C>(walk, next, 0);
+    score_some<C, kAttentionRows>(walk, keys, row, smaller(kAttentionRows, walk.num_rows - row), values);
   for (int row = 0; row < walk.num_rows; ++row) softmax_row(walk, row, tile_begin);
   const Range in_tile{range.begin - tile_begin, range.end - tile_begin};
   for (int row = 0; row < walk.num_rows; row += kAttentionRows)
-    value_some<C, kAttentionRows>(walk, row, smaller(kAttentionRows, walk.num_rows - row), in_tile);
+    value_some<C, kAttentionRows>(walk, row, smaller(kAttentionRows, walk.num_rows - row), in_tile, next_keys);
 }
 
 // The same by tiles.

@@ -101,19 +101,44 @@ void find_values(const Walk& walk, int tile_begin, Range range, const std::byte*
   }
 }
 
-// Asks for the K or V pieces of the blocks under `range`: block tables jump, which no hardware prefetcher follows.
+// The lines of the K or V pieces under a range of keys, asked for a few at a time between the sums: block tables jump,
+// which no hardware prefetcher follows, and whoever asks for more lines at once than a core has misses in flight waits.
 // (In blocks larger than a tile most of the neighbouring lines are the tile's own, and the hardware does.)
 template <typename C>
-void fetch_pieces(const Walk& walk, Range range, int is_value) {
-  constexpr int kLine = 64 / sizeof(C);
-  const KvCacheView& cache = walk.tile.op->cache;
-  if (cache.block_size > kKeyTile) return;
-  const int elements = walk.head_dim * cache.block_size;
-  for (int key = range.begin & -cache.block_size; key < range.end; key += cache.block_size) {
-    const C* piece = piece_of<C>(walk, key, is_value);
-    for (int i = 0; i < elements; i += kLine) __builtin_prefetch(piece + i);
+class Ahead {
+ public:
+  PAGED_INLINE Ahead(const Walk& walk, Range range, int is_value)
+      : walk_(&walk), key_(range.begin & -walk.tile.op->cache.block_size), end_(range.end), is_value_(is_value) {
+    if (walk.tile.op->cache.block_size > kKeyTile) end_ = key_;
   }
-}
+
+  // Inline, because GCC takes a function that only prefetches for one without effect and drops its calls.
+  PAGED_INLINE void fetch_lines(int count) {
+    for (int i = 0; i < count; ++i) {
+      if (line_ == piece_end_) {
+        if (key_ >= end_) return;
+        next_piece();
+      }
+      __builtin_prefetch(line_);
+      line_ += 64;
+    }
+  }
+
+ private:
+  PAGED_INLINE void next_piece() {
+    const KvCacheView& cache = walk_->tile.op->cache;
+    line_ = reinterpret_cast<const std::byte*>(piece_of<C>(*walk_, key_, is_value_));
+    piece_end_ = line_ + (std::int64_t{cache.block_size} * cache.head_dim * std::int64_t{sizeof(C)} + 63) / 64 * 64;
+    key_ += cache.block_size;
+  }
+
+  const Walk* walk_;
+  const std::byte* line_ = nullptr;
+  const std::byte* piece_end_ = nullptr;
+  int key_;
+  int end_;
+  int is_value_;
+};
 
 // Vectors wholly outside `range` repeat one inside: their scores are masked.
 template <typename C>

@@ -20,6 +20,10 @@ inline constexpr int kTilePanels = 1;
 inline constexpr int kDirectTiles = 4;
 inline constexpr int kScoreVectors = 2;
 
+// What was loaded before is loaded again when it is used again. Sixteen registers hold twelve sums, and what the
+// compiler would rather keep than load once more drives sums into memory.
+PAGED_INLINE void free_registers() { asm volatile("" ::: "memory"); }
+
 PAGED_INLINE __m256i first_lanes(int n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }

@@ -20,6 +20,9 @@ inline constexpr int kTilePanels = 2;
 inline constexpr int kDirectTiles = 8;  // independent chains that hide the latency of an fma
 inline constexpr int kScoreVectors = 4;
 
+// Only sixteen registers need it.
+PAGED_INLINE void free_registers() {}
+
 // Any n: none below 1, all above 15.
 PAGED_INLINE __mmask16 first_lanes(int n) {
   return static_cast<__mmask16>(n >= 16 ? 0xffffu : n <= 0 ? 0u : (1u << n) - 1u);

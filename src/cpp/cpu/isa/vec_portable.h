@@ -17,6 +17,9 @@ struct I32 {
 inline constexpr int kTilePanels = 1;
 inline constexpr int kScoreVectors = 1;
 
+// Only sixteen registers need it.
+PAGED_INLINE void free_registers() {}
+
 template <typename Out, typename Body>
 PAGED_INLINE Out each_quarter(Body body) {
   return {{body(0), body(1), body(2), body(3)}};
