@@ -76,8 +76,22 @@ def linear(threads: _C.ThreadPool, kind: str, num_tokens: int) -> Case:
     return Case(name, calls, matrices[0].nbytes, 2 * num_tokens * rows * cols if num_tokens > 1 else 0)
 
 
-def attention(threads: _C.ThreadPool, dtype: str, query_len: int, seq_len: int, sequences: int) -> Case:
-    heads, kv_heads, head_dim, block_size = 16, 4, 128, 16
+@dataclass(frozen=True)
+class Heads:
+    """Query heads, heads of keys and values, and their size."""
+
+    queries: int
+    keys: int
+    dim: int
+
+
+LARGE_HEADS, SMALL_HEADS = Heads(16, 4, 128), Heads(9, 3, 64)  # the small ones are SmolLM2-135M's
+
+
+def attention(
+    threads: _C.ThreadPool, dtype: str, query_len: int, seq_len: int, sequences: int, shape: Heads = LARGE_HEADS
+) -> Case:
+    heads, kv_heads, head_dim, block_size = shape.queries, shape.keys, shape.dim, 16
     blocks = seq_len // block_size * sequences
     storage = torch.randn(blocks * 2 * kv_heads * block_size * head_dim).to(FLOATS[dtype])
     cache = ops.KvCache(storage, blocks, block_size, kv_heads, head_dim)
@@ -133,6 +147,8 @@ def cases(threads: _C.ThreadPool) -> Iterator[Case]:
             yield linear(threads, kind, num_tokens)
     for dtype in ("float32", "bfloat16"):
         yield attention(threads, dtype, 1, 4096, 8)
+        for sequences in (1, 4, 16, 64):
+            yield attention(threads, dtype, 1, 16384, sequences, SMALL_HEADS)
         yield attention(threads, dtype, 1, 16384, 1)
         yield attention(threads, dtype, 1024, 1024, 1)
         for num_tokens in (1, 256):

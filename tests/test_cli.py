@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from paged.inspection import decode_op_times
+
 
 @pytest.fixture
 def gguf(real_models: Mapping[str, Path]) -> str:
@@ -41,6 +43,13 @@ def test_inspect_lists_the_program_with_times(gguf: str) -> None:
     assert done.returncode == 0, done.stderr
     for part in ("rope_store_kv", "attention", "µs", "49,152", "[T, 576]"):
         assert part.replace(",", "") in done.stdout.replace(",", "")
+
+
+def test_op_times_name_what_each_op_reads(gguf: str) -> None:
+    times = decode_op_times(gguf, num_threads=1)
+    assert sum(op.kind == "attention" for op in times) == 30
+    assert all(op.seconds > 0 for op in times if op.matrix_bytes)
+    assert {op.kind for op in times if op.matrix_bytes} == {"linear", "gated_linear"}
 
 
 @pytest.mark.parametrize(

@@ -45,12 +45,14 @@ def test_greedy_takes_the_lowest_id_of_the_largest(threads: _C.ThreadPool, vocab
     logits[2, vocab - 1] = 9.0
     logits[3] = -1e30
     greedy = [ops.SamplingRow()] * 6
-    assert sample(threads, logits, *greedy) == [int(row.argmax()) for row in logits[:1]] + [
+    found = sample(threads, logits, *greedy)
+    assert found == [int(row.argmax()) for row in logits[:1]] + [
         vocab // 2,
         vocab - 1,
         0,
         *(int(row.argmax()) for row in logits[4:]),
     ]
+    assert [sample(threads, row[None], greedy[0])[0] for row in logits] == found  # one row is shared by the threads
 
 
 @pytest.mark.parametrize(
@@ -121,6 +123,16 @@ def test_a_broken_row_fails_alone(threads: _C.ThreadPool) -> None:
         rows = [ops.SamplingRow(temperature=temperature, top_k=1)] * 4 + [ops.SamplingRow(temperature)]
         out = sample(threads, logits, *rows)
         assert out[:4] == [50, -1, -1, -1] and out[4] in (0, 1)
+        alone = [sample(threads, logits[i : i + 1], row)[0] for i, row in enumerate(rows)]
+        assert alone == out
+
+
+def test_a_broken_row_of_many_logits_has_no_token(threads: _C.ThreadPool) -> None:
+    for broken in (torch.nan, torch.inf):
+        for at in (0, 8191, 8192, 49151):
+            logits = torch.zeros(1, 49152)
+            logits[0, at] = broken
+            assert sample(threads, logits, ops.SamplingRow()) == [-1]
 
 
 def test_errors_say_what_arrived(threads: _C.ThreadPool) -> None:

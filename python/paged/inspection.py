@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -15,15 +16,39 @@ from paged.loading.checkpoint import open_checkpoint
 from paged.loading.resolve import resolve
 from paged.model_config import ModelConfig
 from paged.models import record
-from paged.program.ir import DType
+from paged.program.ir import DType, Program
 from paged.program.listing import listing
 from paged.program.native import compile_program
 from paged.program.passes import fuse
-from paged.program.plan import plan
+from paged.program.plan import Plan, plan
 
 _CONTEXT = 128  # tokens in the cache while a decode step is timed
 _STEPS = 20
 _BLOCK_SIZE = 16
+
+
+@dataclass(frozen=True)
+class OpTime:
+    """Median time of an op in a decode step on the CPU, and the bytes of the weight matrices that it reads in full."""
+
+    kind: str
+    seconds: float
+    matrix_bytes: int
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    path: Path
+    architecture: str
+    program: Program
+    arena: Plan
+    native: _C.Program
+    threads: _C.ThreadPool
+
+    def matrix_bytes(self) -> dict[str, int]:
+        """Of every matrix as the CPU packs it."""
+        matrices = [spec.name for spec in self.program.weights if spec.kind == "matrix"]
+        return dict(zip(matrices, self.native.matrix_bytes, strict=True))
 
 
 def inspect(
@@ -41,6 +66,44 @@ def inspect(
     if options.gpu is not None:
         check_gpu(options.gpu)
     gpu_index = None if options.gpu is None else options.gpu.index
+    loaded = _load(model, options, gpu_index)
+    native, program = loaded.native, loaded.program
+    kernels = (
+        f"{_C.ops.isa()} kernels, {loaded.threads.num_threads} threads"
+        if options.gpu is None
+        else describe_gpu(options.gpu)
+    )
+    summary = (
+        f"{loaded.path}\n{loaded.architecture}, {program.kv_cache.num_layers} layers, {native.weight_bytes / 1e6:.1f} "
+        f"MB of packed weights, {program.dtype} activations, {kernels}"
+    )
+    if not show_program:
+        return summary
+    # A GPU has several under each other, in the activations' dtype.
+    weight_bytes = loaded.matrix_bytes() if options.gpu is None else None
+    seconds = _decode_seconds(_executor(native, loaded.threads, gpu_index))
+    title = f"one decode step, {_CONTEXT} tokens of context (median of {_STEPS})"
+    return f"{summary}\n{title}\n\n{listing(program, plan=loaded.arena, seconds=seconds, weight_bytes=weight_bytes)}"
+
+
+def decode_op_times(
+    model: str | Path, *, dtype: DType | Literal["auto"] = "auto", num_threads: int | None = None
+) -> list[OpTime]:
+    """The ops of a decode step of one sequence with 128 tokens of context on the CPU, each timed on its own."""
+    loaded = _load(model, EngineOptions(dtype=dtype, num_threads=num_threads), None)
+    seconds = _decode_seconds(_executor(loaded.native, loaded.threads, None))
+    packed, weights = loaded.matrix_bytes(), loaded.program.weights
+    return [
+        OpTime(
+            op.kind,
+            spent,
+            0 if op.kind == "embedding" else sum(packed.get(weights[weight].name, 0) for weight in op.weights),
+        )
+        for op, spent in zip(loaded.program.ops, seconds, strict=True)
+    ]
+
+
+def _load(model: str | Path, options: EngineOptions, gpu_index: int | None) -> _Loaded:
     path = resolve(model)
     with open_checkpoint(path) as checkpoint:
         config = ModelConfig.from_hf(checkpoint.config)
@@ -50,22 +113,7 @@ def inspect(
         native = compile_program(
             program, arena, checkpoint, threads, max_model_len=2 * _CONTEXT, gpu_index=gpu_index
         )  # fmt: skip
-    kernels = (
-        f"{_C.ops.isa()} kernels, {threads.num_threads} threads" if options.gpu is None else describe_gpu(options.gpu)
-    )
-    summary = (
-        f"{path}\n{config.architecture}, {config.num_layers} layers, {native.weight_bytes / 1e6:.1f} MB of packed "
-        f"weights, {program.dtype} activations, {kernels}"
-    )
-    if not show_program:
-        return summary
-    weight_bytes = None
-    if options.gpu is None:  # a GPU has several under each other, in the activations' dtype
-        matrices = [spec.name for spec in program.weights if spec.kind == "matrix"]
-        weight_bytes = dict(zip(matrices, native.matrix_bytes, strict=True))
-    seconds = _decode_seconds(_executor(native, threads, gpu_index))
-    title = f"one decode step, {_CONTEXT} tokens of context (median of {_STEPS})"
-    return f"{summary}\n{title}\n\n{listing(program, plan=arena, seconds=seconds, weight_bytes=weight_bytes)}"
+    return _Loaded(path, config.architecture, program, arena, native, threads)
 
 
 def _executor(native: _C.Program, threads: _C.ThreadPool, gpu_index: int | None) -> _C.ProgramExecutor | _C.GpuExecutor:

@@ -17,6 +17,7 @@ namespace paged::cpu {
 namespace {
 
 constexpr std::int32_t kNoToken = -1;
+constexpr std::int64_t kGreedyChunk = 8192;  // logits that a thread looks at in one go
 
 std::int64_t round_up(std::int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
@@ -176,6 +177,20 @@ std::int64_t weigh_and_cut(const Row& row, float largest, double& total) {
   return apply_top_p(row, count, top_k ? mass_of(row.work, count) : total);
 }
 
+// Greedy, by all threads: the largest of each chunk, then the first chunk that has the largest of all. `largest` has
+// room for one number a chunk.
+std::int32_t sample_greedy(ThreadPool& threads, const float* logits, std::int64_t vocab, float* largest) {
+  const std::int64_t num_chunks = (vocab + kGreedyChunk - 1) / kGreedyChunk;
+  threads.parallel_for(num_chunks, [&](std::int64_t chunk, int) {
+    const std::int64_t begin = chunk * kGreedyChunk;
+    largest[chunk] = kernels().row_max(logits + begin, std::min(kGreedyChunk, vocab - begin));
+  });
+  const float best = kernels().row_max(largest, num_chunks);
+  if (!std::isfinite(best)) return kNoToken;
+  const std::int64_t begin = (std::find(largest, largest + num_chunks, best) - largest) * kGreedyChunk;
+  return static_cast<std::int32_t>(std::find(logits + begin, logits + vocab, best) - logits);
+}
+
 std::int32_t sample_row(const Row& row) {
   const float largest = kernels().row_max(row.logits, row.vocab);
   if (!std::isfinite(largest)) return kNoToken;
@@ -191,6 +206,11 @@ std::int32_t sample_row(const Row& row) {
 
 void sample(ThreadPool& threads, const SampleParams& params) {
   const std::int64_t vocab = params.logits.cols;
+  if (params.logits.rows == 1 && params.rows[0].temperature <= 0.0f) {
+    params.token_ids[0] = sample_greedy(threads, static_cast<const float*>(params.logits.data), vocab,
+                                        workspace_of(params.workspace, 0, vocab).weights);
+    return;
+  }
   threads.parallel_for(params.logits.rows, [&](std::int64_t row, int thread) {
     const float* logits = static_cast<const float*>(params.logits.data) + row * params.logits.row_stride;
     params.token_ids[row] =

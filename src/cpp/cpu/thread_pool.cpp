@@ -11,7 +11,7 @@
 namespace paged {
 namespace {
 
-constexpr std::chrono::microseconds kSpin{40};
+constexpr std::chrono::microseconds kSpin{80};  // longer than what one thread alone does between two steps
 constexpr std::align_val_t kAlignment{64};
 
 void pause_cpu() {
@@ -25,6 +25,7 @@ void pause_cpu() {
 // Returns whether `done` came true within kSpin.
 template <typename Condition>
 bool spin_until(Condition done) {
+  if (done()) return true;
   const auto deadline = std::chrono::steady_clock::now() + kSpin;
   do {
     for (int i = 0; i < 32; ++i) {

@@ -22,51 +22,62 @@ constexpr int lines_of(std::size_t bytes) { return bytes < 4 ? 1 : static_cast<i
 
 // ---- scores
 
+// One component of the keys, or a pair of them, by as many rows of q.
 template <typename C, int kRows>
-PAGED_INLINE void score_step(const KeyVectors<C>& keys, int first, int d, const float* q, int q_stride,
+PAGED_INLINE void score_step(const C* const (&keys)[kScoreVectors], const float* q, std::int64_t q_stride,
                              F32 (&acc)[kRows][kScoreVectors]) {
   for (int v = 0; v < kScoreVectors; ++v) {
-    const F32 key = load(keys.at[first + v] + d * keys.stride);
-    for (int r = 0; r < kRows; ++r) acc[r][v] = fma(set1(q[r * q_stride + d]), key, acc[r][v]);
+    const F32 key = load(keys[v]);
+    for (int r = 0; r < kRows; ++r) acc[r][v] = fma(set1(q[r * q_stride]), key, acc[r][v]);
     free_registers();
   }
 }
 
 template <int kRows>
-PAGED_INLINE void score_pair_step(const KeyVectors<BFloat16>& keys, int first, int d, const float* q, int q_stride,
+PAGED_INLINE void score_pair_step(const BFloat16* const (&keys)[kScoreVectors], const float* q, std::int64_t q_stride,
                                   F32 (&acc)[kRows][kScoreVectors]) {
   for (int v = 0; v < kScoreVectors; ++v) {
-    const BFloat16* pairs = keys.at[first + v] + d / 2 * keys.stride;
-    const F32 even = even_bf16(load_words(pairs));
-    for (int r = 0; r < kRows; ++r) acc[r][v] = fma(set1(q[r * q_stride + d]), even, acc[r][v]);
+    const F32 even = even_bf16(load_words(keys[v]));
+    for (int r = 0; r < kRows; ++r) acc[r][v] = fma(set1(q[r * q_stride]), even, acc[r][v]);
     free_registers();
-    const F32 odd = odd_bf16(load_words(pairs));
-    for (int r = 0; r < kRows; ++r) acc[r][v] = fma(set1(q[r * q_stride + d + 1]), odd, acc[r][v]);
+    const F32 odd = odd_bf16(load_words(keys[v]));
+    for (int r = 0; r < kRows; ++r) acc[r][v] = fma(set1(q[r * q_stride + 1]), odd, acc[r][v]);
     free_registers();
   }
 }
 
+// Rows of q by kScoreVectors vectors of keys, from vector `first` of the tile on.
 template <typename C, int kRows>
-void score_rows(const Walk& walk, const KeyVectors<C>& keys, int row, Ahead<C>& values) {
+PAGED_INLINE void score_vectors(const Walk& walk, const KeyVectors<C>& keys, int first, int row, Ahead<C>& values) {
   constexpr int kGroup = kKeyGroup<C>;
   constexpr int kLines = lines_of(sizeof(C) * kGroup * kScoreVectors);
-  Ahead<C> ahead = values;
-  const float* q = walk.s.q + row * walk.head_stride;
-  for (int first = 0; first < kKeyTile / 16; first += kScoreVectors) {
-    F32 acc[kRows][kScoreVectors];
-    for (int r = 0; r < kRows; ++r)
-      for (int v = 0; v < kScoreVectors; ++v) acc[r][v] = zero();
-    for (int d = 0; d < walk.head_dim; d += kGroup) {
-      ahead.fetch_lines(kLines);
-      if constexpr (kGroup == 2)
-        score_pair_step<kRows>(keys, first, d, q, walk.head_stride, acc);
-      else
-        score_step<C, kRows>(keys, first, d, q, walk.head_stride, acc);
-    }
-    for (int r = 0; r < kRows; ++r)
-      for (int v = 0; v < kScoreVectors; ++v)
-        store(walk.s.p + (row + r) * kKeyTile + (first + v) * 16, acc[r][v] * set1(walk.tile.op->scale));
+  const std::int64_t q_stride = walk.head_stride, key_stride = keys.stride;
+  const float* q = walk.s.q + row * q_stride;
+  const float* const end = q + walk.head_dim;
+  const C* at[kScoreVectors];
+  F32 acc[kRows][kScoreVectors];
+  for (int v = 0; v < kScoreVectors; ++v) {
+    at[v] = keys.at[first + v];
+    for (int r = 0; r < kRows; ++r) acc[r][v] = zero();
   }
+  for (; q < end; q += kGroup) {
+    values.fetch_lines(kLines);
+    if constexpr (kGroup == 2)
+      score_pair_step<kRows>(at, q, q_stride, acc);
+    else
+      score_step<C, kRows>(at, q, q_stride, acc);
+    for (int v = 0; v < kScoreVectors; ++v) at[v] += key_stride;
+  }
+  for (int r = 0; r < kRows; ++r)
+    for (int v = 0; v < kScoreVectors; ++v)
+      store(walk.s.p + (row + r) * kKeyTile + (first + v) * 16, acc[r][v] * set1(walk.tile.op->scale));
+}
+
+template <typename C, int kRows>
+void score_rows(const Walk& walk, const KeyVectors<C>& keys, int row, Ahead<C>& values) {
+  Ahead<C> ahead = values;
+  for (int first = 0; first < kKeyTile / 16; first += kScoreVectors)
+    score_vectors<C, kRows>(walk, keys, first, row, ahead);
   values = ahead;
 }
 
@@ -178,11 +189,9 @@ void visit_keys(const Walk& walk, Range range, Range next) {
   const int tile_begin = range.begin / kKeyTile * kKeyTile;
   const KeyVectors<BFloat16> keys = key_vectors<BFloat16>(walk, tile_begin, range);
   find_values<BFloat16>(walk, tile_begin, range, walk.s.values);
-  fetch_pieces<BFloat16>(walk, range, 1);
   score_tiles(walk, keys);
-  fetch_pieces<BFloat16>(walk, next, 0);
   for (int row = 0; row < walk.num_rows; ++row) softmax_row_tiled(walk, row, tile_begin);
-  pair_values(walk, {range.begin - tile_begin, range.end - tile_begin});
+  pair_values(walk, {range.begin - tile_begin, range.end - tile_begin}, next);
   value_tiles(walk);
 }
 
@@ -272,6 +281,7 @@ void visit(const Walk& walk, Range range, Range next) {
 void walk_chunk(const Walk& walk, int chunk) {
   const Range all = walk.all_keys();
   const Range keys{larger(all.begin, chunk * kKeyChunk), smaller(all.end, (chunk + 1) * kKeyChunk)};
+  const Range to_come{all.begin, smaller(all.end, walk.tile.chunk_end * kKeyChunk)};
   AttentionScratch& s = walk.s;
   for (int row = 0; row < walk.num_rows; ++row)
     init(&s.max[row], &s.sum[row], s.acc + row * walk.head_stride, walk.head_stride);
@@ -281,9 +291,9 @@ void walk_chunk(const Walk& walk, int chunk) {
   with_type(walk.tile.op->cache.dtype, [&](auto tag) {
     Range range = clip(keys, keys.begin / kKeyTile * kKeyTile);
     while (range.begin < range.end) {
-      const Range next = clip(keys, range.end);
-      visit<decltype(tag)>(walk, range, next);
-      range = next;
+      const int next_tile = (range.begin / kKeyTile + 1) * kKeyTile;
+      visit<decltype(tag)>(walk, range, clip(to_come, next_tile));
+      range = clip(keys, next_tile);
     }
   });
   if constexpr (kHasTiles)

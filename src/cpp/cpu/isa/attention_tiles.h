@@ -88,8 +88,11 @@ PAGED_INLINE void end_sums(const Walk& walk) {
   for (int row = 0; row < walk.num_rows; ++row) walk.s.sum[row] = reduce_add(load(walk.s.partial_sums + 16 * row));
 }
 
-// Values outside the range count as zero: what lies there may not be numbers.
-PAGED_INLINE void pair_values(const Walk& walk, Range in_tile) {
+// Values outside the range count as zero: what lies there may not be numbers. Meanwhile the keys and values of the
+// range `next` are asked for.
+PAGED_INLINE void pair_values(const Walk& walk, Range in_tile, Range next) {
+  const int lines = walk.head_dim / 16;  // of two keys or values; head_dim is a multiple of 32
+  Ahead<BFloat16> next_keys(walk, next, 0), next_values(walk, next, 1);
   const auto* zeros = walk.s.zeros;
   const auto value = [&](int key) {
     return key < in_tile.begin || key >= in_tile.end ? zeros : reinterpret_cast<const BFloat16*>(walk.s.values[key]);
@@ -98,6 +101,8 @@ PAGED_INLINE void pair_values(const Walk& walk, Range in_tile) {
     const BFloat16* even = value(key);
     const BFloat16* odd = value(key + 1);
     BFloat16* to = walk.s.pairs + key * walk.head_dim;
+    next_keys.fetch_lines(lines);
+    next_values.fetch_lines(lines);
     for (int d = 0; d < walk.head_dim; d += 16) interleave(even + d, odd + d, to + 2 * d);
   }
 }
