@@ -243,5 +243,53 @@ TEST_IN_FLIGHT(close_races_with_submit_and_cancel) {
   }
 }
 
+// Turns from several threads, commands and statistics, while another thread makes senseless proposals, some of them
+// late.
+TEST_IN_FLIGHT(proposals_of_a_policy_elsewhere_change_no_answer) {
+  const SchedulerConfig config = small_config();
+  auto desk = std::make_shared<PolicyDesk>("hazard", 5.0);
+  Engine engine(config, std::make_unique<FakeModel>(config.num_blocks, config.block_size, max_steps_in_flight), nullptr,
+                desk);
+  std::thread policy([&] {
+    std::mt19937 random(1);
+    for (auto questions = desk->wait(); !questions.empty(); questions = desk->wait())
+      for (const PolicyQuestion& question : questions) {
+        Proposal proposal{question.view.id, question.view.revision, question.view.since};
+        proposal.score = Score{false, static_cast<double>(random() % 8), random() % 2 == 0, 1e-3};
+        proposal.admits = random() % 2 == 0;
+        desk->propose(proposal, random() % 4 == 0 ? question.asked_at - 10.0 : question.asked_at);
+        if (random() % 4 == 0) desk->count_failed();
+      }
+  });
+  const auto talk = [&](TokenId who) {
+    SessionId session = 0;
+    engine.run_between_steps([&](Scheduler& scheduler) { session = scheduler.open_session({}); });
+    std::vector<TokenId> tokens;
+    for (TokenId turn = 0; turn < 6; ++turn) {
+      RequestSpec spec = greedy({who, turn, 3}, 4);
+      spec.session = session;
+      tokens.insert(tokens.end(), spec.prompt.begin(), spec.prompt.end());
+      const auto request = engine.submit(spec);
+      CHECK(request->wait_finished_for(kLong));
+      const std::vector<TokenId> answer = request->take().token_ids;
+      CHECK(answer == fake_completion(tokens, 4), "session ", session, ", turn ", turn);
+      tokens.insert(tokens.end(), answer.begin(), answer.end());
+      engine.run_between_steps(
+          [&](Scheduler& scheduler) { scheduler.sessions().pause(session, "a", {{{0.5, 0.01}}}); });
+      static_cast<void>(engine.stats());
+    }
+  };
+  std::vector<std::thread> clients;
+  for (TokenId who = 0; who < 4; ++who) clients.emplace_back(talk, who);
+  for (std::thread& client : clients) client.join();
+  const std::int64_t num_late = desk->num_late();
+  desk->propose({}, -1e9);
+  CHECK(desk->num_late() > num_late, "a proposal that comes late is counted");
+  engine.close();
+  policy.join();
+  CHECK_THROWS(Engine(config, std::make_unique<FakeModel>(config.num_blocks, config.block_size, 1), nullptr, desk),
+               std::invalid_argument, "belongs to an engine already");
+}
+
 }  // namespace
 }  // namespace paged
