@@ -289,6 +289,12 @@ def engine_calls(model: Model) -> dict[str, Call]:
     session = {"engine": engine, "id": _C.session_open(engine, "t", 1.0)}
     calls: dict[str, Call] = {
         "session_open": (_C.session_open, {"engine": engine, "tenant": "t", "weight": 1.0}),
+        "session_restore": (
+            _C.session_restore, {"engine": engine, "tenant": "t", "weight": 1.0, "tokens": [3, 4]},
+        ),
+        "block_layout": (_C.block_layout, {"engine": engine}),
+        "session_read_block": (_C.session_read_block, session | {"index": 0}),
+        "session_write_block": (_C.session_write_block, session | {"bytes": b""}),
         "session_fork": (_C.session_fork, session | {"weight": 1.0}),
         "session_close": (_C.session_close, session),
         "session_drop": (_C.session_drop, session),

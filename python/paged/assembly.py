@@ -20,6 +20,7 @@ from paged.devices import (
 )
 from paged.dummy import open_dummy
 from paged.loading.checkpoint import Checkpoint, open_checkpoint
+from paged.loading.fingerprint import fingerprint
 from paged.loading.resolve import resolve
 from paged.machine import available_memory
 from paged.model_config import ModelConfig
@@ -50,6 +51,8 @@ class Assembly:
     default_sampling_params: SamplingParams
     bytes_per_block: int
     policy: PolicyChoice
+    block_size: int
+    cache_identity: dict[str, str]  # whose keys and values are of use to each other
 
 
 @dataclass(frozen=True)
@@ -95,9 +98,12 @@ def assemble(model: str | Path, options: EngineOptions) -> Assembly:
         description = _describe(path, config, options, sizes)
         generation = checkpoint.generation_config if options.generation_config == "auto" else {}
         defaults = default_sampling_params(generation)
+        identity = {
+            "weights": fingerprint(checkpoint), "dtype": dtype, "batch_invariant": str(options.batch_invariant),
+        }  # fmt: skip
     return Assembly(
         engine, tokenizer, end_token_ids, chat_template, sizes.max_model_len, description, defaults,
-        sizes.kv_cache_bytes // sizes.num_blocks, policy,
+        sizes.kv_cache_bytes // sizes.num_blocks, policy, sizes.step.block_size, identity,
     )  # fmt: skip
 
 

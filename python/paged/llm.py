@@ -128,6 +128,8 @@ class LLM:
         self._tokenizer = parts.tokenizer
         self._bytes_per_block = parts.bytes_per_block
         self._policy = parts.policy
+        self._block_size = parts.block_size
+        self._cache_identity = parts.cache_identity
         self.max_model_len = parts.max_model_len
         self.default_sampling_params = parts.default_sampling_params
         """What requests use that bring none of their own."""
@@ -282,6 +284,21 @@ class LLM:
         size = self._bytes_per_block
         told = _C.tenants(self._running_engine())
         return {name: Tenant(sessions, floor * size, owned * size) for name, sessions, floor, owned in told}
+
+    def load_session(self, path: str | Path, *, tenant: str | None = None, weight: float = 1.0) -> Session:
+        """A session that `Session.save` wrote, maybe in another process: its tokens, and as many of its blocks as there
+        is room for; the rest is computed when it is needed.
+
+        Args:
+            tenant, weight: as for `session`; None: the tenant that it was saved of.
+
+        Raises:
+            ValueError: the file is damaged, or of other weights, dtype, block size, layout or version.
+            OSError: it cannot be read.
+        """
+        from paged.saved_session import load
+
+        return load(self, path, tenant, weight)
 
     def explain(self, session: Session) -> Explanation:
         """As `Session.explain`."""

@@ -7,6 +7,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
 from paged import _C
@@ -187,6 +188,18 @@ class Session:
             raise ValueError(f"ttl takes a number of seconds above 0, got {ttl!r}")
         num_blocks = None if budget is None else min(budget // self._llm._bytes_per_block, 2**31 - 1)
         return self._receipt(_C.session_pin(self._engine, self._id, ttl, num_blocks))
+
+    def save(self, path: str | Path) -> Receipt:
+        """Writes a .safetensors file for `LLM.load_session`: its tokens, and the blocks of the KV cache that are there.
+        The receipt has their bytes; the engine goes on meanwhile.
+
+        Raises:
+            RuntimeError: its turn has not ended.
+            OSError: it cannot be written; a file that was there stays as it was.
+        """
+        from paged.saved_session import save
+
+        return Receipt("accepted", save(self, path), None, "")
 
     def close(self) -> Receipt:
         """Gives up what only it used; a turn that runs is cancelled. Again, it is rejected, and nothing happens."""

@@ -3,8 +3,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstddef>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -96,6 +98,47 @@ std::size_t session_length(Engine& engine, SessionId id) {
   });
 }
 
+// Bytes of a block and the name of their order; (0, "") where they cannot be moved.
+py::tuple block_layout(Engine& engine) {
+  std::pair<std::int64_t, std::string> told;
+  told = ask<decltype(told)>(engine, [&](Scheduler&) {
+    KvBlocks* blocks = engine.kv_blocks();
+    return blocks == nullptr ? decltype(told)() : decltype(told)(blocks->block_bytes(), blocks->layout());
+  });
+  return py::make_tuple(told.first, told.second);
+}
+
+// The block of the session's tokens [index * block_size, (index + 1) * block_size), if it is there.
+std::optional<py::bytes> read_block(Engine& engine, SessionId id, std::int32_t index) {
+  const auto read = ask<std::optional<std::string>>(engine, [&](Scheduler& scheduler) -> std::optional<std::string> {
+    const Session* session = scheduler.sessions().find(id);
+    const OwnerTable& owners = scheduler.blocks().owners();
+    KvBlocks* blocks = engine.kv_blocks();
+    if (session == nullptr || blocks == nullptr || index < 0 || index >= owners.path_size(session->slot))
+      return std::nullopt;
+    std::string bytes(static_cast<std::size_t>(blocks->block_bytes()), '\0');
+    blocks->read(owners.block_at(session->slot, index), reinterpret_cast<std::byte*>(bytes.data()));
+    return bytes;
+  });
+  return read ? std::optional<py::bytes>(*read) : std::nullopt;
+}
+
+SessionId restore_session(Engine& engine, const std::string& tenant, double weight, std::vector<TokenId> tokens) {
+  return ask<SessionId>(
+      engine, [&](Scheduler& scheduler) { return scheduler.sessions().restore({tenant, weight}, std::move(tokens)); });
+}
+
+bool write_block(Engine& engine, SessionId id, const py::bytes& given) {
+  const auto bytes = static_cast<std::string_view>(given);
+  return ask<bool>(engine, [&](Scheduler& scheduler) {
+    KvBlocks* blocks = engine.kv_blocks();
+    PAGED_CHECK(blocks != nullptr && std::cmp_equal(bytes.size(), blocks->block_bytes()), "a block has ",
+                blocks == nullptr ? 0 : blocks->block_bytes(), " bytes, got ", bytes.size());
+    return scheduler.sessions().add_block(
+        id, [&](BlockId block) { blocks->write(block, reinterpret_cast<const std::byte*>(bytes.data())); });
+  });
+}
+
 void drop_session(Engine& engine, SessionId id) {
   const GilRelease release;
   engine.run_some_time([id](Scheduler& scheduler) { scheduler.sessions().close(id); });
@@ -162,6 +205,11 @@ void bind_session(py::module_& module) {
   module.def("session_pin", &pin, engine, id, py::arg("seconds"), py::arg("num_blocks") = py::none(),
              "num_blocks: None: as many as it has.");
   module.def("session_report", &report, engine, id);
+  module.def("session_restore", &restore_session, engine, py::arg("tenant"), py::arg("weight"), py::arg("tokens"));
+  module.def("block_layout", &block_layout, engine, "Bytes of a block, and the name of their order; 0: none to move.");
+  module.def("session_read_block", &read_block, engine, id, py::arg("index"), "None: it is not there.");
+  module.def("session_write_block", &write_block, engine, id, py::arg("bytes"),
+             "The one behind those that are there. False: there is no room for it, or it would not be full.");
   module.def("session_tokens", &session_tokens, engine, id, "As they stood after its last turn.");
   module.def("session_length", &session_length, engine, id);
   module.def("set_tenant_floor", &set_floor, engine, py::arg("tenant"), py::arg("num_blocks"), "A receipt.");

@@ -88,6 +88,11 @@ class BlockManager {
   // yet fill the last of them for the parent, which then seals it: the child copies it before it writes.
   void share(const Sequence& parent, Sequence& child);
 
+  // The owner's path gets the block that holds these tokens behind it; one that is not cached yet is taken of those
+  // that are free and held for nobody, and filled by `fill`. False, with nothing changed, if there is none.
+  bool append_to_path(OwnerSlot owner, ContentId root, std::span<const TokenId> tokens,
+                      const std::function<void(BlockId)>& fill);
+
   // Frees all blocks of the sequence; nothing of it is computed any more.
   void release(Sequence& sequence);
 

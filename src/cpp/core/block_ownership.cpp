@@ -151,4 +151,36 @@ void BlockManager::count_holder(BlockId block, std::int32_t change) {
   if (order_.is_free(block) && before != (count > 0)) num_held_free_ += count > 0 ? 1 : -1;
 }
 
+bool BlockManager::append_to_path(OwnerSlot owner, ContentId root, std::span<const TokenId> tokens,
+                                  const std::function<void(BlockId)>& fill) {
+  if (!config_.enable_prefix_caching) return false;
+  const BlockId tail = owners_.tail(owner);
+  const ContentId parent = tail == kNoBlock ? root : cache_.content_id(tail);
+  const BlockId twin = cache_.find(parent, tokens);
+  if (twin != kNoBlock) {
+    own(owner, twin);
+    return true;
+  }
+  Sequence taker;
+  taker.owner = owner;
+  if (tail != kNoBlock) retain(tail);  // lest it be the one that is taken
+  BlockId block = kNoBlock;
+  if (num_free_blocks_for(taker) > num_held_free_) {
+    block = allocate(taker);
+    try {
+      fill(block);
+    } catch (...) {
+      release(block);
+      if (tail != kNoBlock) release(tail);
+      throw;
+    }
+    cache_.insert(block, parent, tokens);
+    order_.enter(block, tail);
+    own(owner, block);
+    release(block);
+  }
+  if (tail != kNoBlock) release(tail);
+  return block != kNoBlock;
+}
+
 }  // namespace paged

@@ -56,6 +56,35 @@ SessionId SessionTable::fork(SessionId parent, std::optional<double> weight) {
   return id;
 }
 
+SessionId SessionTable::restore(SessionSpec spec, std::vector<TokenId> tokens) {
+  const SessionId id = open(std::move(spec));
+  at(id).tokens = std::move(tokens);
+  return id;
+}
+
+bool SessionTable::add_block(SessionId id, const std::function<void(BlockId)>& fill) {
+  const auto found = sessions_.find(id);
+  if (found == sessions_.end() || has_turn(*found->second)) return false;
+  Session& session = *found->second;
+  const auto size = static_cast<std::size_t>(blocks_.pressure().block_size);
+  const std::size_t begin = static_cast<std::size_t>(blocks_.owners().path_size(session.slot)) * size;
+  if (begin + size > session.tokens.size()) return false;
+  const ContentId root = blocks_.acquire_root(session.spec.tenant);
+  const auto tokens = std::span(session.tokens).subspan(begin, size);
+  bool added = false;
+  try {
+    added = blocks_.append_to_path(session.slot, root, tokens, fill);
+  } catch (...) {
+    blocks_.release_root(root);
+    throw;
+  }
+  blocks_.release_root(root);
+  if (!added) return false;
+  session.num_known_tokens = std::max(session.num_known_tokens, static_cast<std::int32_t>(begin + size));
+  renew_score(session);
+  return true;
+}
+
 void SessionTable::drop(Session& session) {
   blocks_.close_owner(session.slot);
   due_.erase({session.next_score, session.id});

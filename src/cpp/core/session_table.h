@@ -6,6 +6,7 @@
 // Every command is O(log n) but for the blocks and tokens that it moves.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <set>
@@ -30,6 +31,11 @@ class SessionTable {
   // Continues the parent's tokens as they stand after its last turn. 0 if the parent is unknown or its turn runs. To
   // fork a session that nobody waits for (a shared prefix) is to use it.
   SessionId fork(SessionId parent, std::optional<double> weight = std::nullopt);
+  // One that has these tokens already. Where their keys and values are at hand, add_block() spares computing them:
+  // block after block, `fill` is given each that is not cached. False: there is no room for it, or it would not be
+  // full.
+  SessionId restore(SessionSpec spec, std::vector<TokenId> tokens);
+  bool add_block(SessionId id, const std::function<void(BlockId)>& fill);
   Receipt close(SessionId id);
   Receipt pause(SessionId id, std::string tool, Expectation expectation);
   // The tool that it waits for has done this share, (0, 1], of its work; or is back in so many seconds.

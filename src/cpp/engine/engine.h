@@ -80,6 +80,7 @@ class Engine {
   void run_between_steps(Command command);
   // The same without waiting, and nothing if the engine is closed: for destructors.
   void run_some_time(Command command);
+  KvBlocks* kv_blocks() { return executor_->kv_blocks(); }  // for commands; null: they cannot be moved
   EngineStats stats();
   StepTrace& trace() { return trace_; }
   const std::shared_ptr<GuideDesk>& guide_desk() const { return guide_desk_; }

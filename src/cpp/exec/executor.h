@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <span>
 
+#include "exec/kv_blocks.h"
 #include "ops/batch_view.h"
 #include "ops/logits_ops.h"
 #include "ops/ops.h"
@@ -72,6 +73,9 @@ class Executor {
 
   // What the extras of the step last awaited gave; valid until the next call of wait(). Only after a step with extras.
   virtual ExtraOutputs extra_outputs() const = 0;
+
+  // Null: its blocks cannot be moved.
+  virtual KvBlocks* kv_blocks() { return nullptr; }
 };
 
 }  // namespace paged

@@ -74,6 +74,7 @@ GpuExecutor::GpuExecutor(std::shared_ptr<const Program> program, const GpuExecut
       last_tokens_(ints(std::int64_t{options.max_num_sequences} + 1)),
       sampled_(ints(options.max_num_sequences)),
       num_steps_(sizeof(std::uint32_t)),
+      kv_blocks_(kv_pool_span(kv_pool_.data(), program_->kv_cache(), options.kv_pool), options.device),
       runner_(*program_, options.kv_pool, context_, buffers()),
       slots_{Slot(staging_limits()), Slot(staging_limits())} {
   for (std::int32_t size : bucket_sizes(std::min(options.max_num_sequences, program_->arena().max_logits_rows)))

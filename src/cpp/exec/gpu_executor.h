@@ -45,6 +45,8 @@ class GpuExecutor final : public Executor {
   std::span<const std::int32_t> wait() override;
   ExtraOutputs extra_outputs() const override { return extras_.outputs(slot_of(num_awaited_ - 1)); }
 
+  KvBlocks* kv_blocks() override { return &kv_blocks_; }
+
   // One step over a batch in host memory, for tests: its logits, [num_logits_rows, vocab_size].
   std::vector<float> run(const BatchView& batch);
 
@@ -108,6 +110,7 @@ class GpuExecutor final : public Executor {
   gpu::DeviceBuffer arena_, kv_pool_, vectors_, attention_plans_, attention_workspace_, sample_workspace_;
   // The step's inputs, and what is made of them or outlives a step.
   gpu::DeviceBuffer inputs_, token_ids_, block_tables_, last_tokens_, sampled_, num_steps_;
+  GpuKvBlocks kv_blocks_;
   OpRunner runner_;
   std::array<Slot, kSlots> slots_;
   GpuExtras extras_;

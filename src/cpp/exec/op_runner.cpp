@@ -19,6 +19,11 @@ std::int64_t kv_pool_bytes(const KvCacheSpec& spec, const KvPoolLimits& limits) 
   return checked_product("the KV cache", {kv_layer_bytes(spec, limits), spec.num_layers});
 }
 
+KvPoolSpan kv_pool_span(std::byte* pool, const KvCacheSpec& spec, const KvPoolLimits& limits) {
+  const std::int64_t layer_bytes = kv_layer_bytes(spec, limits);
+  return {pool, layer_bytes, layer_bytes / limits.num_blocks, spec.num_layers};
+}
+
 std::vector<std::int32_t> attention_windows(const Program& program) {
   std::vector<std::int32_t> windows;
   for (const Op& op : program.ops())

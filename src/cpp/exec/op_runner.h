@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "exec/kv_blocks.h"
 #include "exec/program.h"
 
 namespace paged {
@@ -20,6 +21,7 @@ struct KvPoolLimits {
 // Of one layer, resp. of all layers.
 std::int64_t kv_layer_bytes(const KvCacheSpec& spec, const KvPoolLimits& limits);
 std::int64_t kv_pool_bytes(const KvCacheSpec& spec, const KvPoolLimits& limits);
+KvPoolSpan kv_pool_span(std::byte* pool, const KvCacheSpec& spec, const KvPoolLimits& limits);
 
 // Where a program's data lies on the device it runs on.
 struct OpBuffers {

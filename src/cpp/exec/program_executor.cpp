@@ -14,6 +14,7 @@ ProgramExecutor::ProgramExecutor(std::shared_ptr<const Program> program, const K
       sampler_(threads_, program_->vocab_size()),
       arena_(program_->arena().num_bytes),
       kv_pool_(AlignedBuffer::on_huge_pages(kv_pool_bytes(program_->kv_cache(), limits))),
+      kv_blocks_(kv_pool_span(kv_pool_.data(), program_->kv_cache(), limits)),
       attention_workspace_(ops::attention_workspace_bytes(program_->arena().max_tokens, max_num_heads(*program_),
                                                           program_->kv_cache().head_dim, limits.max_seq_len)),
       runner_(*program_, limits, {Device::kCpu, threads_.get(), nullptr}, buffers()) {}

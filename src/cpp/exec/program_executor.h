@@ -25,6 +25,7 @@ class ProgramExecutor final : public Executor {
   void launch(const StepInput& step) override;  // runs it to its end
   std::span<const std::int32_t> wait() override { return sampler_.token_ids(); }
   ExtraOutputs extra_outputs() const override { return sampler_.extra_outputs(); }
+  KvBlocks* kv_blocks() override { return &kv_blocks_; }
 
   // The step's logits, [num_logits_rows, vocab_size], or null when there are none; valid until the next run.
   float* run(const BatchView& batch);
@@ -45,6 +46,7 @@ class ProgramExecutor final : public Executor {
   HostSampler sampler_;
   AlignedBuffer arena_;
   AlignedBuffer kv_pool_;
+  HostKvBlocks kv_blocks_;
   AlignedBuffer attention_workspace_;
   OpRunner runner_;
   std::vector<double> op_seconds_;
