@@ -196,10 +196,22 @@ def _scheduler_config(options: EngineOptions, sizes: Sizes, policy: PolicyChoice
     config.max_num_sequences = sizes.step.max_num_sequences
     config.max_num_batched_tokens = sizes.step.max_num_batched_tokens
     config.max_model_len = sizes.max_model_len
+    config.num_host_blocks = _host_blocks(options, sizes)
     config.enable_prefix_caching = options.enable_prefix_caching
     # A GPU computes generated tokens with other kernels than prompts, so their keys and values differ in the last bits.
     config.cache_generated_tokens = options.gpu is None or not options.batch_invariant
     return config
+
+
+def _host_blocks(options: EngineOptions, sizes: Sizes) -> int:
+    bytes_per_block = sizes.kv_cache_bytes // sizes.num_blocks
+    num_blocks = options.host_cache // bytes_per_block
+    if options.host_cache and not 1 <= num_blocks < 2**31:
+        raise ValueError(
+            f"host_cache={options.host_cache} holds {num_blocks} blocks of {bytes_per_block} bytes; at least 1 and at "
+            f"most {2**31 - 1} are possible"
+        )
+    return num_blocks
 
 
 def _describe(path: Path, config: ModelConfig, options: EngineOptions, sizes: Sizes) -> str:

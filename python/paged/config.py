@@ -52,6 +52,7 @@ class EngineOptions:
     max_num_sequences: int | None = None
     max_num_batched_tokens: int | None = None
     block_size: int | None = None
+    host_cache: int = 0
     enable_prefix_caching: bool = True
     batch_invariant: bool = False
     load_format: LoadFormat = "auto"
@@ -76,6 +77,11 @@ class EngineOptions:
         _check_count("block_size", self.block_size, 1, 256)
         if self.block_size is not None and self.block_size & (self.block_size - 1):
             raise ValueError(f"block_size must be a power of two from 1 to 256, got {self.block_size}")
+        _check_count("host_cache", self.host_cache, 0, 1 << 50)
+        if self.host_cache and not self.enable_prefix_caching:
+            raise ValueError("host_cache keeps cached blocks: it takes enable_prefix_caching=True")
+        if self.host_cache and self.device.startswith("torch"):
+            raise ValueError(f"device={self.device!r} has no host tier: leave host_cache=0, or use 'cpu' or a GPU")
         _check_flag("enable_prefix_caching", self.enable_prefix_caching)
         _check_flag("batch_invariant", self.batch_invariant)
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):

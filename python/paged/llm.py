@@ -67,6 +67,8 @@ class LLM:
             64, on a GPU 256.
         max_num_batched_tokens: tokens of one step; longer prompts are computed in chunks. None: 512, on a GPU 8192.
         block_size: tokens of a KV block, a power of two up to 256; None: 16, on a GPU 64.
+        host_cache: bytes of the host's memory (page-locked for a GPU) for copies of cached blocks: what leaves the KV
+            pool comes back from there instead of being computed again. 0: none. Not with device="torch".
         enable_prefix_caching: keep computed blocks and reuse them for prompts with the same beginning.
         batch_invariant: on a GPU, also matrix products give a row the same bits whatever the batch; everything else
             does so always, and the CPU backend altogether. The prefix cache then keeps blocks of prompts only: keys and
@@ -96,6 +98,7 @@ class LLM:
         max_num_sequences: int | None = None,
         max_num_batched_tokens: int | None = None,
         block_size: int | None = None,
+        host_cache: int = 0,
         enable_prefix_caching: bool = True,
         batch_invariant: bool = False,
         load_format: LoadFormat = "auto",
@@ -110,7 +113,7 @@ class LLM:
             dtype=dtype, device=device, num_threads=num_threads, kv_cache_bytes=kv_cache_bytes,
             gpu_memory_utilization=gpu_memory_utilization, max_model_len=max_model_len,
             max_num_sequences=max_num_sequences,
-            max_num_batched_tokens=max_num_batched_tokens, block_size=block_size,
+            max_num_batched_tokens=max_num_batched_tokens, block_size=block_size, host_cache=host_cache,
             enable_prefix_caching=enable_prefix_caching, batch_invariant=batch_invariant, load_format=load_format,
             generation_config=generation_config, seed=seed, policy=policy,
         )  # fmt: skip

@@ -47,6 +47,8 @@ class Stats:
         num_finished: requests that ended in any way; num_failed and num_cancelled of them did so.
         num_blocks: of the KV pool: num_used_blocks belong to running requests, num_free_blocks to nobody.
         num_cached_blocks: of all blocks, used or free, those that later prompts may reuse.
+        num_host_blocks: of the host's tier (`host_cache`); num_host_cached_blocks of them hold a copy.
+        num_bytes_stored, num_bytes_loaded: copied to the host, and back to the device.
         num_cached_tokens: prompt tokens that the prefix cache served.
         num_prefill_tokens: tokens of prompts (and of preempted requests) that were computed.
         num_generated_tokens: tokens that requests got.
@@ -65,6 +67,10 @@ class Stats:
     num_used_blocks: int
     num_free_blocks: int
     num_cached_blocks: int
+    num_host_blocks: int
+    num_host_cached_blocks: int
+    num_bytes_stored: int
+    num_bytes_loaded: int
     num_cached_tokens: int
     num_prefill_tokens: int
     num_generated_tokens: int
@@ -90,6 +96,10 @@ def snapshot(stats: _C.EngineStats, policy: str) -> Stats:
         num_used_blocks=stats.num_blocks - stats.num_free_blocks,
         num_free_blocks=stats.num_free_blocks,
         num_cached_blocks=stats.num_cached_blocks,
+        num_host_blocks=stats.num_host_blocks,
+        num_host_cached_blocks=stats.num_host_cached_blocks,
+        num_bytes_stored=stats.num_bytes_stored,
+        num_bytes_loaded=stats.num_bytes_loaded,
         num_cached_tokens=stats.num_cached_tokens,
         num_prefill_tokens=stats.num_prefill_tokens,
         num_generated_tokens=stats.num_generated_tokens,
@@ -116,6 +126,10 @@ _SERIES = (
     ("kv_blocks_used", "gauge", "Blocks of running requests.", "num_used_blocks"),
     ("kv_blocks_free", "gauge", "Blocks of nobody.", "num_free_blocks"),
     ("kv_blocks_cached", "gauge", "Blocks that later prompts may reuse, used or free.", "num_cached_blocks"),
+    ("host_blocks", "gauge", "Slots of the host's tier.", "num_host_blocks"),
+    ("host_blocks_cached", "gauge", "Slots of the host's tier that hold a copy.", "num_host_cached_blocks"),
+    ("host_bytes_stored_total", "counter", "Bytes copied to the host's tier.", "num_bytes_stored"),
+    ("host_bytes_loaded_total", "counter", "Bytes copied back from it.", "num_bytes_loaded"),
     ("prompt_tokens_cached_total", "counter", "Prompt tokens that the prefix cache served.", "num_cached_tokens"),
     ("prefill_tokens_total", "counter", "Prompt tokens that were computed.", "num_prefill_tokens"),
     ("generated_tokens_total", "counter", "Tokens that requests got.", "num_generated_tokens"),

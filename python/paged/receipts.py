@@ -75,7 +75,8 @@ class Explanation:
         expected_in: seconds until it is back, as far as is known; infinite if nothing is.
         is_held: sessions that wait for room do not get its blocks.
         lease_left, leased_bytes: of `pin`, in seconds and of the KV cache.
-        resident_bytes: of its KV cache that are there.
+        resident_bytes: of its KV cache that are on the device and its own.
+        device_bytes, host_bytes: of its tokens' blocks in each tier, in both if they have a copy.
         charged_bytes: of those, with each block shared by the sessions that use it.
         num_reused_tokens, num_computed_tokens: of all its turns' prompts, found in the cache and computed.
     """
@@ -88,6 +89,8 @@ class Explanation:
     lease_left: float
     leased_bytes: int
     resident_bytes: int
+    device_bytes: int
+    host_bytes: int
     charged_bytes: float
     num_turns: int
     num_reused_tokens: int

@@ -189,6 +189,25 @@ class Session:
         num_blocks = None if budget is None else min(budget // self._llm._bytes_per_block, 2**31 - 1)
         return self._receipt(_C.session_pin(self._engine, self._id, ttl, num_blocks))
 
+    def demote(self, tier: Literal["host"] = "host") -> Receipt:
+        """Its blocks are copied to the host's memory (`LLM(host_cache=...)`), and what they have on the device is then
+        what others take first. The next turn, or `prefetch`, brings them back.
+
+        The receipt has the bytes that are copied: clipped to what transfers may hold of the pool at a time, or rejected
+        if there is no such tier.
+        """
+        if tier != "host":
+            raise ValueError(f"tier takes 'host', got {tier!r}")
+        self._settle()
+        return self._receipt(_C.session_demote(self._engine, self._id))
+
+    def prefetch(self) -> Receipt:
+        """What the host has of it begins to come back to the device, into blocks that are held for nobody; until its
+        next turn they may be taken again. The receipt has the bytes on their way: clipped or rejected where there is no
+        room for more."""
+        self._settle()
+        return self._receipt(_C.session_prefetch(self._engine, self._id))
+
     def save(self, path: str | Path) -> Receipt:
         """Writes a .safetensors file for `LLM.load_session`: its tokens, and the blocks of the KV cache that are there.
         The receipt has their bytes; the engine goes on meanwhile.
@@ -231,6 +250,8 @@ class Session:
             expected_in=told["expected_in"],
             is_held=told["is_held"],
             lease_left=told["lease_left"],
+            device_bytes=told["num_device_blocks"] * size,
+            host_bytes=told["num_host_blocks"] * size,
             leased_bytes=told["num_leased_blocks"] * size,
             resident_bytes=told["num_resident_blocks"] * size,
             charged_bytes=told["num_charged_blocks"] * size,

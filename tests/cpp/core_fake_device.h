@@ -97,6 +97,23 @@ class FakeDevice {
     return attend_and_sample(step);
   }
 
+  // A transfer that has begun: what it writes means nothing until it has ended.
+  void begin(const BlockTransfer& transfer) {
+    for (const auto& [block, host_slot] : transfer.copies)
+      for (std::int32_t offset = 0; offset < block_size_; ++offset)
+        (transfer.to_host ? host_[{host_slot, offset}] : slot(block * block_size_ + offset)) = 0xDEAD;
+  }
+  void end(const BlockTransfer& transfer) {
+    for (const auto& [block, host_slot] : transfer.copies)
+      for (std::int32_t offset = 0; offset < block_size_; ++offset) {
+        std::uint64_t& on_host = host_[{host_slot, offset}];
+        std::uint64_t& on_device = slot(block * block_size_ + offset);
+        transfer.to_host ? on_host = on_device : on_device = on_host;
+      }
+    (transfer.to_host ? num_blocks_stored : num_blocks_loaded) += std::ssize(transfer.copies);
+  }
+  std::int64_t num_blocks_stored = 0, num_blocks_loaded = 0;
+
   // Calls visit(block) for each block that a step not yet run reads or writes.
   template <typename Visit>
   void for_each_block_in_flight(Visit&& visit) const {
@@ -169,6 +186,7 @@ class FakeDevice {
 
   std::int32_t block_size_;
   std::int32_t stride_ = 0;
+  std::map<std::pair<HostSlot, std::int32_t>, std::uint64_t> host_;
   std::vector<std::uint64_t> pool_;    // [num_blocks * block_size]
   std::vector<BlockId> block_tables_;  // [max_num_sequences, stride_] changed by what launches say has changed
   std::vector<TokenId> last_sampled_;  // [max_num_sequences] by row

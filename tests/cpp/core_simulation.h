@@ -102,6 +102,7 @@ class Simulation {
     const StepPlan& plan = scheduler.schedule();
     check_plan(plan);
     if (can_commit()) CHECK_EQ(scheduler.num_preemptions(), num_preemptions, "preempted under a step in flight");
+    begin_transfers();
     if (plan.sequences.empty()) return false;
     const StepBatch& batch = scheduler.build_batch(plan);
     check_batch(plan, batch);
@@ -125,8 +126,23 @@ class Simulation {
       ++next;
     }
     scheduler.commit(plan, sampled, events);
+    begin_transfers();
     in_flight_.pop_front();
     for (const TokenEvent& event : events) apply(event);
+    check();
+  }
+
+  void begin_transfers() {
+    for (BlockTransfer& transfer : scheduler.take_transfers()) {
+      device.begin(transfer);
+      transfers.push_back(std::move(transfer));
+    }
+  }
+  void end_transfer() {  // the oldest
+    device.end(transfers.front());
+    scheduler.finish_transfer(transfers.front().id);
+    transfers.pop_front();
+    begin_transfers();
     check();
   }
 
@@ -135,7 +151,10 @@ class Simulation {
     while (can_launch() && launch()) {
     }
     if (living.contains(remove_in_flight)) remove(remove_in_flight);
-    if (can_commit()) commit();
+    if (can_commit())
+      commit();
+    else if (!transfers.empty())
+      end_transfer();
   }
 
   void run(std::int64_t max_steps = 100000) {
@@ -143,6 +162,7 @@ class Simulation {
       answer_all();
       CHECK(max_steps-- > 0, "does not come to an end");
     }
+    while (!transfers.empty()) end_transfer();
   }
 
   // What the sequence must become, worked out from its prompt alone.
@@ -160,7 +180,8 @@ class Simulation {
   FakeDevice device;
   std::map<SequenceId, Living> living;
   std::map<SequenceId, Finished> finished;
-  std::map<SequenceId, TokenId> owed;  // tokens that the host has yet to bring
+  std::deque<BlockTransfer> transfers;  // begun
+  std::map<SequenceId, TokenId> owed;   // tokens that the host has yet to bring
 
  private:
   std::int64_t max_num_tokens(const Living& sequence) const {
@@ -208,7 +229,8 @@ class Simulation {
     CHECK(plan.num_logits_rows <= config_.max_num_sequences, plan.num_logits_rows);
     const bool any_held =
         std::any_of(living.begin(), living.end(), [&](const auto& each) { return scheduler.find(each.first)->held; });
-    if (plan.sequences.empty()) CHECK(living.empty() || can_commit() || any_held, "nobody advances");
+    if (plan.sequences.empty())
+      CHECK(living.empty() || can_commit() || any_held || scheduler.blocks().has_transfers(), "nobody advances");
     if (!can_commit()) someone_stood_still_ = false;
     if (someone_stood_still_) CHECK(plan.sequences.empty(), "goes on over the heads of those that found no block");
     std::int32_t num_tokens = 0;

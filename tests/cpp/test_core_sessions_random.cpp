@@ -29,6 +29,7 @@ class RandomSessions {
       now_ += std::exp(std::normal_distribution<double>(-2.0, 2.0)(random_));
       simulation_.scheduler.set_now(now_);
       command();
+      if (config_.num_host_blocks > 0) move_blocks();
       if (below(4) == 0) add();
       if (below(40) == 0 && !simulation_.living.empty()) simulation_.remove(simulation_.living.begin()->first);
       simulation_.step();
@@ -48,6 +49,8 @@ class RandomSessions {
   }
 
   std::int64_t num_missed_tokens() const { return num_missed_tokens_; }
+  std::int64_t num_stored_blocks() const { return simulation_.device.num_blocks_stored; }
+  std::int64_t num_loaded_blocks() const { return simulation_.device.num_blocks_loaded; }
   std::int64_t num_reused_tokens() const { return simulation_.scheduler.num_cached_tokens(); }
 
  private:
@@ -79,6 +82,12 @@ class RandomSessions {
       case 7: table().pause(id, std::string(1, static_cast<char>('a' + below(3))), expectation(seconds)); break;
       default: turn(id, length);
     }
+  }
+
+  void move_blocks() {
+    if (!open_.empty() && below(2)) below(2) ? table().demote(any()) : table().prefetch(any());
+    simulation_.begin_transfers();
+    if (!simulation_.transfers.empty() && below(3) == 0) simulation_.end_transfer();
   }
 
   Expectation expectation(double seconds) {
@@ -144,7 +153,8 @@ class RandomSessions {
 };
 
 template <typename MakePolicy>
-void run_seeds(const MakePolicy& make_policy, std::int32_t num_blocks) {
+void run_seeds(const MakePolicy& make_policy, std::int32_t num_blocks, std::int32_t num_host_blocks = 0) {
+  std::int64_t num_stored = 0, num_loaded = 0;
   std::int64_t num_missed = 0;
   std::int64_t num_reused = 0;
   for (unsigned seed = 0; seed < 12; ++seed) {
@@ -156,17 +166,32 @@ void run_seeds(const MakePolicy& make_policy, std::int32_t num_blocks) {
                            .max_wait_steps = 20};
     config.max_steps_in_flight = 1 + static_cast<std::int32_t>(seed % 3);
     config.policy = make_policy();
+    config.num_host_blocks = num_host_blocks;
     RandomSessions sessions(seed, config);
     sessions.run(400);
     num_missed += sessions.num_missed_tokens();
     num_reused += sessions.num_reused_tokens();
+    num_stored += sessions.num_stored_blocks();
+    num_loaded += sessions.num_loaded_blocks();
   }
   CHECK(num_reused > 1000, num_reused);
-  if (num_blocks < 100) CHECK(num_missed > 100, num_missed);
+  if (num_host_blocks > 0) {
+    CHECK(num_stored > 1000, num_stored);
+    CHECK(num_loaded > 20, num_loaded);
+  } else if (num_blocks < 100) {
+    CHECK(num_missed > 100, num_missed);
+  }
 }
 
 TEST(random_sessions_under_lru) {
   run_seeds([] { return std::make_shared<LruPolicy>(); }, 40);
+}
+TEST(random_sessions_with_a_host_tier) {
+  for (const std::int32_t num_host_blocks : {3, 30, 300})
+    run_seeds([] { return std::make_shared<HazardPolicy>(); }, 40, num_host_blocks);
+}
+TEST(random_sessions_under_lru_with_a_host_tier) {
+  run_seeds([] { return std::make_shared<LruPolicy>(); }, 40, 60);
 }
 TEST(random_sessions_under_ttl) {
   run_seeds([] { return std::make_shared<TtlPolicy>(1.0); }, 40);

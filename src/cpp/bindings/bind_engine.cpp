@@ -213,6 +213,7 @@ void bind_engine(py::module_& module) {
       .def(py::init<>())
       .def_readwrite("num_blocks", &SchedulerConfig::num_blocks)
       .def_readwrite("block_size", &SchedulerConfig::block_size)
+      .def_readwrite("num_host_blocks", &SchedulerConfig::num_host_blocks)
       .def_readwrite("max_num_sequences", &SchedulerConfig::max_num_sequences)
       .def_readwrite("max_num_batched_tokens", &SchedulerConfig::max_num_batched_tokens)
       .def_readwrite("max_model_len", &SchedulerConfig::max_model_len)

@@ -32,7 +32,11 @@ BlockManager::BlockManager(const BlockManagerConfig& config, BlockHash hash, std
       owners_(config.num_blocks),
       block_tenants_(references_.size(), kNoTenant),
       num_leasable_(std::max(0, config.num_blocks - config.num_step_blocks)),
-      pressure_{config.num_blocks, config.block_size} {}
+      pressure_{config.num_blocks, config.block_size} {
+  if (config.num_host_blocks == 0 || !config.enable_prefix_caching) return;
+  host_ = std::make_unique<HostTier>(config.num_host_blocks, cache_, hash);
+  pressure_.num_host_blocks = config.num_host_blocks;
+}
 
 bool BlockManager::admit(Sequence& sequence, std::int32_t num_spare_blocks, bool may_take_held) {
   PAGED_INVARIANT(sequence.block_table.empty(), "sequence ", sequence.id, " is admitted with blocks");
@@ -54,6 +58,12 @@ bool BlockManager::admit(Sequence& sequence, std::int32_t num_spare_blocks, bool
     return false;
   }
   for (const BlockId block : sequence.block_table) retain(block);  // before allocate() could evict one
+  if (host_ != nullptr && (waits_for_load(sequence) || waits_for_store(sequence, num_new))) {
+    for (auto block = sequence.block_table.rbegin(); block != sequence.block_table.rend(); ++block)
+      release(*block, true);
+    sequence.block_table.clear();
+    return false;
+  }
   take_ownership(sequence, num_matched);
   for (std::int32_t i = 0; i < num_new; ++i) sequence.block_table.push_back(allocate(sequence));
   sequence.num_sealed_blocks = num_matched;
@@ -148,7 +158,9 @@ void BlockManager::evict(BlockId block, SequenceId by) {
     disown_tail(owner, false);
     if (on_eviction_) on_eviction_({owner, by});
   }
+  const ContentId content = cache_.content_id(block);
   cache_.erase(block);
+  if (host_ != nullptr) host_->left_device(content);
   was_shared_[static_cast<std::size_t>(block)] = false;
   const BlockId exposed = order_.leave(block);
   if (exposed != kNoBlock) order_.reprice(exposed, worth_of(exposed));
@@ -162,10 +174,10 @@ void BlockManager::retain(BlockId block) {
   if (tenant != kNoTenant) tenants_.taken(tenant);
 }
 
-void BlockManager::release(BlockId block) {
+void BlockManager::release(BlockId block, bool keep_age) {
   PAGED_INVARIANT(num_references(block) > 0, "block ", block, " is freed twice");
   if (--references(block) > 0) return;
-  order_.free(block, worth_of(block), now_);
+  order_.free(block, worth_of(block), now_, keep_age);
   num_held_free_ += num_holders_[static_cast<std::size_t>(block)] > 0 ? 1 : 0;
   const TenantSlot tenant = block_tenants_[static_cast<std::size_t>(block)];
   if (tenant != kNoTenant) tenants_.freed(tenant);
@@ -176,10 +188,14 @@ bool BlockManager::is_writable(BlockId block) const {
   return num_references(block) - copy_references_[static_cast<std::size_t>(block)] == 1 && !cache_.contains(block);
 }
 
-void BlockManager::match_prefix(Sequence& sequence) const {
+// Leading blocks whose tokens' logits nobody wants.
+std::int32_t BlockManager::num_servable_blocks(const Sequence& sequence) const {
   const bool scores = sequence.next_scored < sequence.num_prompt_tokens;
-  const std::int32_t first_wanted = scores ? sequence.next_scored - 1 : sequence.num_tokens() - 1;
-  const std::int32_t num_candidates = num_cacheable_blocks(sequence, first_wanted);
+  return num_cacheable_blocks(sequence, scores ? sequence.next_scored - 1 : sequence.num_tokens() - 1);
+}
+
+void BlockManager::match_prefix(Sequence& sequence) const {
+  const std::int32_t num_candidates = num_servable_blocks(sequence);
   ContentId parent = sequence.root;
   for (std::int32_t i = 0; i < num_candidates; ++i) {
     const BlockId block = cache_.find(parent, block_tokens(sequence, i));
@@ -206,8 +222,8 @@ void BlockManager::seal_next(Sequence& sequence, std::vector<BlockId>& retired) 
   const std::span<const TokenId> tokens = block_tokens(sequence, index);
   const BlockId twin = cache_.find(parent, tokens);
   if (twin == kNoBlock) {
-    cache_.insert(block, parent, tokens);
-    order_.enter(block, index == 0 ? kNoBlock : sequence.block_table[static_cast<std::size_t>(index) - 1]);
+    cache_block(block, parent, tokens,
+                index == 0 ? kNoBlock : sequence.block_table[static_cast<std::size_t>(index) - 1]);
   } else {
     retain(twin);
     retired.push_back(block);

@@ -21,11 +21,15 @@
 #include <algorithm>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
+#include <span>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "core/eviction_order.h"
+#include "core/host_tier.h"
 #include "core/owner_table.h"
 #include "core/policy.h"
 #include "core/prefix_cache.h"
@@ -42,6 +46,7 @@ struct BlockManagerConfig {
   bool cache_generated_tokens = true;    // false: only blocks of a sequence's prompt are cached and found
   std::int32_t num_step_blocks = 0;      // that one step may need: leases leave as many
   std::int32_t num_sequence_blocks = 0;  // that the longest sequence may need: floors leave as many
+  std::int32_t num_host_blocks = 0;      // slots for copies of cached blocks; 0: there is no tier below the device
 };
 
 // Blocks to copy before the step writes its own keys and values. No block is both a source and a destination, so the
@@ -56,6 +61,25 @@ struct BlockCopies {
 struct Eviction {
   OwnerSlot owner = kNoOwner;
   SequenceId by = 0;  // that needed the block
+};
+
+using TransferId = std::uint64_t;
+
+// Blocks to be copied between the device and the host's memory; each may take its time, and ends with
+// finish_transfer().
+struct BlockTransfer {
+  struct Copy {
+    BlockId block;
+    HostSlot slot;
+  };
+  TransferId id = 0;
+  bool to_host = false;
+  std::vector<Copy> copies = {};
+};
+
+struct Residency {
+  std::int32_t num_on_device = 0;
+  std::int32_t num_on_host = 0;  // of the same blocks or others
 };
 
 class BlockManager {
@@ -125,6 +149,24 @@ class BlockManager {
   const Pressure& pressure() const { return pressure_; }
   std::int32_t num_held_blocks() const { return num_held_free_; }  // free, but held for their owners
 
+  // The host's tier (block_transfers.cpp). All do nothing without one.
+  // Copies of a path's blocks, as far as transfers may take the pool; how many have one, or will.
+  std::int32_t store_path(OwnerSlot owner);
+  void store_ahead();  // to be called once a step
+  // Begins to load what the host has of the tokens behind the owner's path, into blocks that are held for nobody.
+  std::int32_t prefetch(OwnerSlot owner, ContentId root, std::span<const TokenId> tokens);
+  std::int32_t num_loadable(OwnerSlot owner, ContentId root, std::span<const TokenId> tokens) const;
+  // The owner's path gets what is cached of the tokens behind it. Its last block.
+  BlockId adopt(OwnerSlot owner, ContentId root, std::span<const TokenId> tokens);
+  Residency residency(ContentId root, std::span<const TokenId> tokens) const;
+  std::vector<BlockTransfer> take_transfers();
+  void finish_transfer(TransferId id);
+  bool has_transfers() const { return !moving_.empty(); }
+  void count_transfer_references(std::vector<std::int32_t>& references) const;
+  std::int64_t num_stored_blocks() const { return num_stored_blocks_; }  // copied to the host, ever
+  std::int64_t num_loaded_blocks() const { return num_loaded_blocks_; }
+  std::int32_t num_host_copies() const { return host_ == nullptr ? 0 : host_->size(); }
+
   // Every sequence holds its salt's root from creation to destruction.
   ContentId acquire_root(const std::string& salt) { return cache_.salts().acquire(salt); }
   void retain_root(ContentId root) { cache_.salts().retain(root); }
@@ -169,11 +211,32 @@ class BlockManager {
   void check_owners() const;
   void check_tenants() const;
   void retain(BlockId block);
-  void release(BlockId block);
+  void release(BlockId block, bool keep_age = false);
   bool is_writable(BlockId block) const;
   void match_prefix(Sequence& sequence) const;
   void copy_on_write(Sequence& sequence, std::size_t index, BlockCopies& copies);
   void seal_next(Sequence& sequence, std::vector<BlockId>& retired);
+  void cache_block(BlockId block, ContentId parent, std::span<const TokenId> tokens, BlockId previous);
+  std::int32_t num_servable_blocks(const Sequence& sequence) const;
+
+  struct Moving {  // a transfer that has not ended
+    bool to_host;
+    std::int32_t num_leaving;   // of its last blocks, that leave the device then
+    std::vector<BlockId> held;  // referenced: to the host, as far as is copied; else what comes before the loaded ones
+    std::vector<BlockTransfer::Copy> copies;
+    std::vector<ContentId> contents;  // that are loaded
+  };
+  std::int32_t num_storable() const;
+  std::vector<BlockId> path_to(BlockId block) const;
+  std::int32_t store(std::vector<BlockId> path, std::size_t begin, bool then_evict);
+  std::vector<ContentId> loadable(ContentId parent, std::span<const TokenId> tokens, bool& on_its_way) const;
+  void load(const Sequence& taker, BlockId previous, std::span<const ContentId> contents);
+  bool waits_for_load(Sequence& sequence);
+  bool waits_for_store(Sequence& sequence, std::int32_t num_new);
+  void make_blank(std::int32_t count);
+  void finish_store(const Moving& moving);
+  void finish_load(const Moving& moving);
+  void release_held(const Moving& moving);
 
   BlockManagerConfig config_;
   std::vector<std::int32_t> references_;       // [num_blocks]
@@ -196,6 +259,14 @@ class BlockManager {
   double now_ = 0.0;
   Pressure pressure_;
   OnEviction on_eviction_;
+  std::unique_ptr<HostTier> host_;  // may be null
+  std::map<TransferId, Moving> moving_;
+  std::vector<BlockTransfer> new_transfers_;
+  TransferId next_transfer_ = 1;
+  std::int32_t num_moving_ = 0;   // blocks of transfers
+  std::int32_t num_leaving_ = 0;  // of those, that leave the device with their transfer's end
+  std::int64_t num_stored_blocks_ = 0;
+  std::int64_t num_loaded_blocks_ = 0;
 };
 
 }  // namespace paged

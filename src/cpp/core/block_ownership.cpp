@@ -163,7 +163,11 @@ bool BlockManager::append_to_path(OwnerSlot owner, ContentId root, std::span<con
   }
   Sequence taker;
   taker.owner = owner;
-  if (tail != kNoBlock) retain(tail);  // lest it be the one that is taken
+  const std::vector<BlockId> path = path_to(tail);
+  for (const BlockId before : path) retain(before);  // lest it be the one that is taken
+  const auto release_path = [&] {
+    for (auto before = path.rbegin(); before != path.rend(); ++before) release(*before, true);
+  };
   BlockId block = kNoBlock;
   if (num_free_blocks_for(taker) > num_held_free_) {
     block = allocate(taker);
@@ -171,15 +175,14 @@ bool BlockManager::append_to_path(OwnerSlot owner, ContentId root, std::span<con
       fill(block);
     } catch (...) {
       release(block);
-      if (tail != kNoBlock) release(tail);
+      release_path();
       throw;
     }
-    cache_.insert(block, parent, tokens);
-    order_.enter(block, tail);
+    cache_block(block, parent, tokens, tail);
     own(owner, block);
     release(block);
   }
-  if (tail != kNoBlock) release(tail);
+  release_path();
   return block != kNoBlock;
 }
 

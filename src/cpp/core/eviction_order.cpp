@@ -30,11 +30,13 @@ void EvictionOrder::set_lane(BlockId block, std::int32_t lane) {
   if (listed) insert(block);
 }
 
-void EvictionOrder::free(BlockId block, const BlockWorth& worth, double now) {
+void EvictionOrder::free(BlockId block, const BlockWorth& worth, double now, bool keep_age) {
   Node& freed = node(block);
   freed.is_free = true;
-  freed.stamp = ++last_stamp_;
-  freed.freed_at = now;
+  if (!keep_age) {
+    freed.stamp = ++last_stamp_;
+    freed.freed_at = now;
+  }
   freed.worth = worth;
   ++num_free_;
   if (!freed.is_cached)

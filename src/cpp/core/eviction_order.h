@@ -39,8 +39,14 @@ class EvictionOrder {
   std::int32_t num_free() const { return num_free_; }
   bool is_free(BlockId block) const { return node(block).is_free; }
   bool is_cached(BlockId block) const { return node(block).is_cached; }
+  bool may_go(BlockId block) const { return may_go(node(block)); }
+  BlockId parent(BlockId block) const { return node(block).parent; }
+  std::int32_t num_children(BlockId block) const { return node(block).num_children; }
+  bool is_forgotten(BlockId block) const { return node(block).stamp == 0; }
+  std::int32_t num_blank() const { return blank_.size(); }
 
-  void free(BlockId block, const BlockWorth& worth, double now);
+  // `keep_age`: it was not used.
+  void free(BlockId block, const BlockWorth& worth, double now, bool keep_age = false);
   void take(BlockId block);
   // The block, in use, now has content that continues `parent`'s (kNoBlock: nothing before it).
   void enter(BlockId block, BlockId parent);
@@ -56,7 +62,11 @@ class EvictionOrder {
   // seconds before `now`.
   template <typename WorthAtAge, typename MayTake>
   BlockId victim(double now, const WorthAtAge& worth_at_age, const MayTake& may_take) const {
-    if (blank_.size() > 0) return blank_.front();
+    return blank_.size() > 0 ? blank_.front() : cached_victim(now, worth_at_age, may_take);
+  }
+  // Of those with content; kNoBlock: none may go.
+  template <typename WorthAtAge, typename MayTake>
+  BlockId cached_victim(double now, const WorthAtAge& worth_at_age, const MayTake& may_take) const {
     BlockId best = kNoBlock;
     std::pair<double, std::int64_t> best_worth;
     for (std::size_t lane = 0; lane < lanes_.size(); ++lane) {

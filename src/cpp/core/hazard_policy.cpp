@@ -13,6 +13,7 @@ constexpr double kTrustWeight = 4.0;     // and the trust in guesses, at first
 constexpr double kDoubt = 1.0 / 8;       // that quantiles are right, against the rule for no data
 constexpr double kFade = 0.02;           // of the record of who foretells better
 constexpr double kLeastShare = 1e-3;     // what the unforeseen counts as, there
+constexpr double kHostRent = 1e-4;       // and the host's tier
 constexpr double kQueueRate = 20.0;      // a turn that waits to be admitted is as good as back
 constexpr double kRoomRate = 0.02;       // one that waits for room comes later
 constexpr double kLeastSeconds = 0.05;   // between two scores of a session
@@ -99,7 +100,10 @@ double HazardPolicy::score_by_age(double seconds, const Pressure& pressure) cons
 }
 
 Tier HazardPolicy::place(const SessionView& session, const Pressure& pressure) const {
-  return score(session, pressure).hold ? Tier::kDevice : Tier::kNowhere;
+  const Score now = score(session, pressure);
+  if (now.hold) return Tier::kDevice;
+  const double host_rent = kHostRent / std::max(1, pressure.num_host_blocks);
+  return pressure.num_host_blocks > 0 && now.value > host_rent ? Tier::kHost : Tier::kNowhere;
 }
 
 bool HazardPolicy::admit(const SessionView& session, const Pressure&) const {

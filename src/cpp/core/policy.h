@@ -28,6 +28,7 @@ struct Pressure {
   std::int32_t num_blocks = 0;
   std::int32_t block_size = 0;
   StepCost cost = {};
+  std::int32_t num_host_blocks = 0;  // of the tier below; 0: there is none
 };
 
 enum class SessionState : std::uint8_t {
@@ -64,7 +65,7 @@ struct Score {
   double expected_in = std::numeric_limits<double>::infinity();  // seconds until it is back, as far as is known
 };
 
-enum class Tier : std::uint8_t { kDevice, kNowhere };
+enum class Tier : std::uint8_t { kDevice, kHost, kNowhere };
 
 enum class SessionEvent : std::uint8_t {
   kPaused,

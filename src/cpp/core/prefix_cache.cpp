@@ -41,13 +41,13 @@ BlockId PrefixCache::find(ContentId parent, std::span<const TokenId> tokens) con
   return kNoBlock;
 }
 
-void PrefixCache::insert(BlockId block, ContentId parent, std::span<const TokenId> tokens) {
+void PrefixCache::insert(BlockId block, ContentId parent, std::span<const TokenId> tokens, ContentId content) {
   PAGED_INVARIANT(!contains(block), "block ", block, " is cached already");
   PAGED_INVARIANT(tokens.size() == block_size_, "a cached block holds ", block_size_, " tokens, got ", tokens.size());
   const std::uint64_t hash = hash_(parent, tokens);
   std::copy(tokens.begin(), tokens.end(), tokens_.begin() + static_cast<std::ptrdiff_t>(block) * std::ssize(tokens));
   BlockId& head = bucket(hash);
-  entries_[static_cast<std::size_t>(block)] = {++last_content_, parent, hash, head};
+  entries_[static_cast<std::size_t>(block)] = {content == kNoContent ? ++last_content_ : content, parent, hash, head};
   head = block;
   if (SaltTable::is_root(parent)) salts_.retain(parent);
   ++size_;

@@ -28,8 +28,9 @@ class PrefixCache {
 
   // The block that holds exactly these block_size tokens after `parent`, or kNoBlock.
   BlockId find(ContentId parent, std::span<const TokenId> tokens) const;
-  // Neither the block nor the identity may be cached already.
-  void insert(BlockId block, ContentId parent, std::span<const TokenId> tokens);
+  // Neither the block nor the identity may be cached already. `content`: the id that it has where else it is kept
+  // (host_tier.h); 0: a new one.
+  void insert(BlockId block, ContentId parent, std::span<const TokenId> tokens, ContentId content = 0);
   void erase(BlockId block);
 
   bool contains(BlockId block) const { return entry(block).content != kNoContent; }
@@ -37,6 +38,11 @@ class PrefixCache {
   ContentId parent_id(BlockId block) const { return entry(block).parent; }
   std::span<const TokenId> tokens(BlockId block) const;
   std::int32_t size() const { return size_; }
+  template <typename Function>
+  void for_each(const Function& function) const {
+    for (BlockId block = 0; block < static_cast<BlockId>(entries_.size()); ++block)
+      if (contains(block)) function(block);
+  }
 
   SaltTable& salts() { return salts_; }
   const SaltTable& salts() const { return salts_; }

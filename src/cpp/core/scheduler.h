@@ -73,6 +73,7 @@ struct SchedulerConfig {
   // false where generated tokens go through other kernels than prompts and a hit must not change a bit.
   bool cache_generated_tokens = true;
   std::int32_t max_steps_in_flight = 1;
+  std::int32_t num_host_blocks = 0;          // of the host's tier; 0: none
   std::shared_ptr<Policy> policy = nullptr;  // of the cache; null: HazardPolicy
 };
 
@@ -126,6 +127,14 @@ class Scheduler {
   // Of the oldest plan in flight. sampled: [plan.num_logits_rows]. Appends an event for each token but those of ended
   // sequences and kTokenLater, in the plan's order; a sequence whose finish_reason is set has ended.
   void commit(const StepPlan& plan, std::span<const TokenId> sampled, std::vector<TokenEvent>& events);
+
+  // Blocks that begin to move between the device and the host. While one moves a plan may be empty: the next one is
+  // made when it has ended.
+  std::vector<BlockTransfer> take_transfers() { return blocks_.take_transfers(); }
+  void finish_transfer(TransferId id) {
+    blocks_.finish_transfer(id);
+    sessions_.transfer_finished();
+  }
 
   // Null if unknown; valid until the sequence has ended and no step in flight includes it.
   const Sequence* find(SequenceId id) const;

@@ -70,6 +70,7 @@ void Scheduler::check_references() const {
     count(plan_in_flight(i).block_copies.sources);
     count(plan_in_flight(i).retired_blocks);
   }
+  blocks_.count_transfer_references(references);
   for (BlockId block = 0; block < config_.num_blocks; ++block)
     PAGED_INVARIANT(references[static_cast<std::size_t>(block)] == blocks_.num_references(block), "block ", block,
                     " has ", references[static_cast<std::size_t>(block)], " owners but ", blocks_.num_references(block),

@@ -23,8 +23,8 @@ const StepPlan& Scheduler::schedule() {
   if (schedule_running()) admit_waiting();
   if (plan_->sequences.empty()) {
     const bool any_held = std::any_of(running_.begin(), running_.end(), [](const Sequence* s) { return s->held; });
-    PAGED_INVARIANT(num_steps_in_flight_ > 0 || sequences_.empty() || any_held, "none of ", sequences_.size(),
-                    " sequences can advance");
+    PAGED_INVARIANT(num_steps_in_flight_ > 0 || sequences_.empty() || any_held || blocks_.has_transfers(), "none of ",
+                    sequences_.size(), " sequences can advance");
     --step_;
   } else {
     ++num_steps_in_flight_;

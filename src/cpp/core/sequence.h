@@ -82,6 +82,8 @@ struct Sequence {
   std::vector<BlockId> block_table;
   std::int32_t num_sealed_blocks = 0;  // leading blocks that are full, in the prefix cache, and never written again
   std::int32_t row = -1;               // of StepBatch::block_tables, while it runs
+  std::uint64_t stores_until = 0;      // the transfer whose end it waited for, that others' blocks are not lost
+  std::int32_t num_loaded_blocks = 0;  // from the host, for it, ever
   std::int32_t num_row_blocks = 0;     // leading entries of block_table that the row already shows
 
   std::int32_t num_tokens() const { return static_cast<std::int32_t>(tokens.size()); }

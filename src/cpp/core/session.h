@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "core/block_manager.h"
 #include "core/policy.h"
 #include "core/types.h"
 
@@ -74,6 +75,8 @@ struct Session {
   bool is_closing = false;          // when the turn has ended
   std::optional<Pause> next_pause;  // when the turn has ended
   double paused_since = -1.0;       // its turn only appends while the tool goes on; negative: it does not
+  bool is_demoted = false;          // off the device, until it is back or fetched
+  bool is_copied = false;           // all its blocks have copies on the host
   double next_score = 0.0;          // when its score has run out
   Score score;
 
@@ -91,6 +94,7 @@ struct SessionReport {
   SessionView view;
   std::string tenant;
   std::int32_t num_resident_blocks = 0;
+  Residency residency;
   double num_charged_blocks = 0.0;  // each shared with the others that own it
   bool is_held = false;
   std::int32_t num_leased_blocks = 0;

@@ -132,6 +132,52 @@ Receipt SessionTable::pin(SessionId id, double seconds, std::optional<std::int32
   return receipt;
 }
 
+Receipt SessionTable::demote(SessionId id) {
+  const auto found = sessions_.find(id);
+  if (found == sessions_.end()) return unknown(id);
+  Session& session = *found->second;
+  if (has_turn(session)) return rejected("its turn has not ended");
+  if (blocks_.pressure().num_host_blocks == 0) return rejected("there is no host tier: set host_cache");
+  session.is_demoted = true;
+  const std::int32_t num_stored = blocks_.store_path(session.slot);
+  const std::int32_t wanted = blocks_.owners().path_size(session.slot);
+  renew_score(session);
+  if (num_stored == wanted) return {ReceiptStatus::kAccepted, num_stored};
+  return {ReceiptStatus::kClipped, num_stored, 0.0,
+          "it has " + std::to_string(wanted) + " blocks; transfers leave what running requests need"};
+}
+
+Receipt SessionTable::prefetch(SessionId id) {
+  const auto found = sessions_.find(id);
+  if (found == sessions_.end()) return unknown(id);
+  Session& session = *found->second;
+  if (has_turn(session)) return rejected("its turn has not ended");
+  if (blocks_.pressure().num_host_blocks == 0) return rejected("there is no host tier: set host_cache");
+  session.is_demoted = false;
+  const ContentId root = blocks_.acquire_root(session.spec.tenant);
+  const std::int32_t num_fetched = blocks_.prefetch(session.slot, root, session.tokens);
+  const std::int32_t num_left = blocks_.num_loadable(session.slot, root, session.tokens) - num_fetched;
+  blocks_.release_root(root);
+  if (num_fetched > 0) fetching_.push_back(id);
+  renew_score(session);
+  if (num_left <= 0) return {ReceiptStatus::kAccepted, num_fetched};
+  return {num_fetched > 0 ? ReceiptStatus::kClipped : ReceiptStatus::kRejected, num_fetched, 0.0,
+          std::to_string(num_left) + " blocks stay on the host: the rest of the device is held or in use"};
+}
+
+void SessionTable::transfer_finished() {
+  for (const SessionId id : std::exchange(fetching_, {})) {
+    const auto found = sessions_.find(id);
+    if (found == sessions_.end() || has_turn(*found->second)) continue;
+    Session& session = *found->second;
+    const ContentId root = blocks_.acquire_root(session.spec.tenant);
+    blocks_.adopt(session.slot, root, session.tokens);
+    blocks_.release_root(root);
+    renew_score(session);
+    if (blocks_.has_transfers()) fetching_.push_back(id);
+  }
+}
+
 Receipt SessionTable::set_floor(const std::string& tenant, std::int32_t num_blocks) {
   if (num_blocks < 0) return rejected("a floor is at least 0");
   const std::int32_t given = blocks_.set_floor(tenant, num_blocks);

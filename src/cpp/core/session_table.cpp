@@ -93,13 +93,16 @@ void SessionTable::drop(Session& session) {
   sessions_.erase(session.id);
 }
 
-SessionReport SessionTable::report(SessionId id) const {
+SessionReport SessionTable::report(SessionId id) {
   const Session* session = find(id);
   PAGED_CHECK(session != nullptr, "session ", id, " is closed");
   SessionReport report;
   report.view = view_of(*session);
   report.tenant = session->spec.tenant;
   report.num_resident_blocks = blocks_.owners().path_size(session->slot);
+  const ContentId root = blocks_.acquire_root(session->spec.tenant);
+  report.residency = blocks_.residency(root, session->tokens);
+  blocks_.release_root(root);
   for (std::int32_t i = 0; i < report.num_resident_blocks; ++i)
     report.num_charged_blocks += 1.0 / blocks_.owners().num_owners(blocks_.owners().block_at(session->slot, i));
   report.num_leased_blocks = blocks_.lease(session->slot);
@@ -232,6 +235,13 @@ void SessionTable::renew_score(Session& session) {
     else
       score.valid_for = std::min(score.valid_for, session.lease_until - now_);
   }
+  const bool is_away = !has_turn(session);
+  session.is_demoted &= is_away;
+  session.is_copied &= is_away;
+  if (session.is_demoted) score = {false, 0.0, false, score.valid_for, score.expected_in};
+  if (is_away && !session.is_copied && blocks_.pressure().num_host_blocks > 0 &&
+      policy_->place(view_of(session), blocks_.pressure()) == Tier::kHost)
+    session.is_copied = blocks_.store_path(session.slot) == blocks_.owners().path_size(session.slot);
   session.score = score;
   blocks_.set_score(session.slot, score);
   due_.erase({session.next_score, session.id});

@@ -50,7 +50,12 @@ class SessionTable {
   // As long as its sessions own no more blocks than that, others take none of them. Clipped where all floors together
   // would leave less than the longest sequence may need. 0: none.
   Receipt set_floor(const std::string& tenant, std::int32_t num_blocks);
-  SessionReport report(SessionId id) const;
+  // Its blocks are copied to the host and are then the first that others take. Clipped to what transfers may hold.
+  Receipt demote(SessionId id);
+  // What the host has of it begins to come back, as far as there is room that is held for nobody.
+  Receipt prefetch(SessionId id);
+  void transfer_finished();
+  SessionReport report(SessionId id);
 
   // Turns. The prompt is the session's tokens and what the turn appends.
   bool may_begin_turn(SessionId id) const;
@@ -93,6 +98,7 @@ class SessionTable {
   std::unordered_map<SessionId, std::unique_ptr<Session>> sessions_;
   std::vector<Session*> slots_;  // null: unused
   std::vector<OwnerSlot> unused_slots_;
+  std::vector<SessionId> fetching_;
   std::set<std::pair<double, SessionId>> due_;  // when scores run out
 };
 

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/blocked_signals.h"
+#include "base/check.h"
 #include "engine/check_request.h"
 
 namespace paged {
@@ -55,6 +56,12 @@ Engine::Engine(const SchedulerConfig& config, std::unique_ptr<Executor> executor
       policy_desk_(std::move(policy_desk)),
       scheduler_(std::make_unique<Scheduler>(config_)),
       row_states_(static_cast<std::size_t>(config_.max_num_sequences)) {
+  if (config_.num_host_blocks > 0) {
+    PAGED_CHECK(executor_->kv_blocks() != nullptr, "this executor's blocks cannot be moved: it has no host tier");
+    mover_ = std::make_unique<BlockMover>(*executor_->kv_blocks(), config_.num_host_blocks, [this](TransferId id) {
+      post({nullptr, 0, nullptr, FinishReason::kNone, nullptr, id});
+    });
+  }
   publish_stats();
   if (policy_desk_ != nullptr) open_policy_desk();
   const BlockedSignals blocked;
@@ -119,6 +126,7 @@ void Engine::close() {
   }
   wake_.notify_one();
   if (thread_.joinable()) thread_.join();
+  mover_.reset();
   executor_.reset();
   scheduler_.reset();
 }
@@ -149,7 +157,9 @@ void Engine::loop() noexcept {
     while (receive()) {
       while (std::ssize(in_flight_) < config_.max_steps_in_flight && launch_step()) {
       }
+      start_transfers();
       if (!in_flight_.empty()) finish_step();
+      start_transfers();
       publish_stats();
       announce_ended();
     }
@@ -192,6 +202,8 @@ bool Engine::receive() {
       take_command(*std::exchange(message.command, nullptr));
     else if (message.answer != nullptr)
       take_answer(*message.answer);
+    else if (message.transfer != 0)
+      finish_transfer(message.transfer);
     else
       end(message.ended, message.reason);
   }
@@ -242,6 +254,16 @@ void Engine::start_followers(Live& live) {
     const auto follower = live_.find(id);
     if (follower != live_.end()) start(follower->second);  // else it has ended meanwhile
   }
+}
+
+void Engine::start_transfers() {
+  if (mover_ == nullptr) return;
+  for (BlockTransfer& transfer : scheduler_->take_transfers()) mover_->start(std::move(transfer));
+}
+
+void Engine::finish_transfer(TransferId id) {
+  mover_->check();  // before anybody uses what it should have copied
+  scheduler_->finish_transfer(id);
 }
 
 bool Engine::launch_step() {

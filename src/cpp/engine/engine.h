@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "core/scheduler.h"
+#include "engine/block_mover.h"
 #include "engine/guide_desk.h"
 #include "engine/logits_policy.h"
 #include "engine/policy_desk.h"
@@ -52,6 +53,10 @@ struct EngineStats {
   std::int64_t num_failed_proposals = 0;
   double last_step_seconds = 0.0;
   StepHistogram step_seconds;
+  std::int32_t num_host_blocks = 0;          // slots of the host's tier
+  std::int32_t num_host_cached_blocks = 0;   // that have a copy
+  std::int64_t num_bytes_stored = 0;         // copied to the host, ever
+  std::int64_t num_bytes_loaded = 0;         // and back
   double generated_tokens_per_second = 0.0;  // over about the last second
   double prefill_tokens_per_second = 0.0;
 };
@@ -96,6 +101,7 @@ class Engine {
     std::unique_ptr<GuideAnswer> answer = nullptr;
     FinishReason reason = FinishReason::kNone;
     std::shared_ptr<PendingCommand> command = nullptr;
+    TransferId transfer = 0;  // has ended
   };
   struct Live {
     std::shared_ptr<Request> request;
@@ -154,6 +160,8 @@ class Engine {
   void admit(std::shared_ptr<Request> request);
   void start(Live& live);
   void start_followers(Live& live);
+  void start_transfers();
+  void finish_transfer(TransferId id);
   bool launch_step();  // false: nothing to launch
   void write_sampling_rows(const StepPlan& plan, InFlight& step);
   void write_extras(const ScheduledSequence& scheduled, Live& live, InFlight& step);
@@ -188,6 +196,7 @@ class Engine {
   const std::shared_ptr<PolicyDesk> policy_desk_;  // may be null
 
   std::unique_ptr<Scheduler> scheduler_;
+  std::unique_ptr<BlockMover> mover_;  // null: no tier below the device
   std::unordered_map<SequenceId, Live> live_;
   std::vector<RowState> row_states_;  // [max_num_sequences]
   std::vector<SamplingRow> sampling_rows_;

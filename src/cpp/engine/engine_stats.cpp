@@ -56,6 +56,12 @@ void Engine::publish_stats() {
   stats_.num_cancelled = num_cancelled_;
   stats_.num_blocks = config_.num_blocks;
   stats_.num_cached_blocks = scheduler_->blocks().cache().size();
+  if (mover_ != nullptr) {
+    stats_.num_host_blocks = config_.num_host_blocks;
+    stats_.num_host_cached_blocks = scheduler_->blocks().num_host_copies();
+    stats_.num_bytes_stored = scheduler_->blocks().num_stored_blocks() * mover_->block_bytes();
+    stats_.num_bytes_loaded = scheduler_->blocks().num_loaded_blocks() * mover_->block_bytes();
+  }
   stats_.last_step_seconds = last_step_seconds_;
   stats_.step_seconds = step_seconds_;
   stats_.num_steps = num_steps_;

@@ -3,7 +3,20 @@
 
 #include <cstring>
 
+#include "base/aligned_buffer.h"
+
 namespace paged {
+
+std::shared_ptr<std::byte> HostKvBlocks::allocate_host(std::int64_t num_bytes) const {
+  auto buffer = std::make_shared<AlignedBuffer>(num_bytes);
+  return {buffer, buffer->data()};
+}
+
+std::shared_ptr<std::byte> GpuKvBlocks::allocate_host(std::int64_t num_bytes) const {
+  const gpu::UseDevice scope(device_);
+  auto buffer = std::make_shared<gpu::PinnedBuffer>(num_bytes);
+  return {buffer, buffer->data()};
+}
 
 void HostKvBlocks::read(std::int32_t block, std::byte* to) {
   for (std::int32_t layer = 0; layer < pool_.num_layers; ++layer)

@@ -21,6 +21,8 @@ class KvBlocks {
 
   virtual std::int64_t block_bytes() const = 0;  // all layers
   virtual std::string_view layout() const = 0;
+  // Memory that copies are fast from and to.
+  virtual std::shared_ptr<std::byte> allocate_host(std::int64_t num_bytes) const = 0;
   // Both return when the copy is done.
   virtual void read(std::int32_t block, std::byte* to) = 0;
   virtual void write(std::int32_t block, const std::byte* from) = 0;
@@ -43,6 +45,7 @@ class HostKvBlocks final : public KvBlocks {
   explicit HostKvBlocks(const KvPoolSpan& pool) : pool_(pool) {}
   std::int64_t block_bytes() const override { return pool_.piece_bytes * pool_.num_layers; }
   std::string_view layout() const override { return "cpu"; }
+  std::shared_ptr<std::byte> allocate_host(std::int64_t num_bytes) const override;
   void read(std::int32_t block, std::byte* to) override;
   void write(std::int32_t block, const std::byte* from) override;
 
@@ -56,6 +59,7 @@ class GpuKvBlocks final : public KvBlocks {
   GpuKvBlocks(const KvPoolSpan& pool, int device) : pool_(pool), device_(device) {}
   std::int64_t block_bytes() const override { return pool_.piece_bytes * pool_.num_layers; }
   std::string_view layout() const override { return "gpu"; }
+  std::shared_ptr<std::byte> allocate_host(std::int64_t num_bytes) const override;
   void read(std::int32_t block, std::byte* to) override;
   void write(std::int32_t block, const std::byte* from) override;
 

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copies blocks between an executor's pool and the host's tier, on a thread of its own: the step loop never waits for
+// it. Owns the tier's memory. Transfers run one after the other, in the order they were started.
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+
+#include "core/block_manager.h"
+#include "exec/kv_blocks.h"
+
+namespace paged {
+
+class BlockMover {
+ public:
+  using OnDone = std::function<void(TransferId)>;
+
+  // `on_done` is called on its thread. `blocks` outlives it.
+  BlockMover(KvBlocks& blocks, std::int32_t num_slots, OnDone on_done);
+  ~BlockMover();  // after the copy that runs; what has not begun is left
+  BlockMover(const BlockMover&) = delete;
+  BlockMover& operator=(const BlockMover&) = delete;
+
+  std::int64_t block_bytes() const { return blocks_.block_bytes(); }
+  void start(BlockTransfer transfer);
+  void check();  // throws InternalError if a copy has failed
+
+ private:
+  void loop();
+  bool copy(const BlockTransfer& transfer);  // false: it is to stop
+
+  KvBlocks& blocks_;
+  OnDone on_done_;
+  std::shared_ptr<std::byte> memory_;  // [num_slots] blocks
+
+  std::mutex mutex_;  // guards what follows
+  std::condition_variable wake_;
+  std::deque<BlockTransfer> queue_;
+  std::string failure_;
+  bool stopping_ = false;
+
+  std::thread thread_;  // last: starts when all else stands
+};
+
+}  // namespace paged
