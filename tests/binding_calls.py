@@ -294,7 +294,7 @@ def engine_calls(model: Model) -> dict[str, Call]:
         ),
         "block_layout": (_C.block_layout, {"engine": engine}),
         "session_read_block": (_C.session_read_block, session | {"index": 0}),
-        "session_write_block": (_C.session_write_block, session | {"bytes": b""}),
+        "session_write_block": (_C.session_write_block, session | {"bytes": bytes(1024)}),
         "session_fork": (_C.session_fork, session | {"weight": 1.0}),
         "session_close": (_C.session_close, session),
         "session_drop": (_C.session_drop, session),

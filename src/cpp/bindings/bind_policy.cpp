@@ -32,7 +32,8 @@ const char* name_of(SessionEvent event) {
 
 Tier tier_of(const std::string& name) {
   if (name == "device") return Tier::kDevice;
-  PAGED_CHECK(name == "nowhere", "a session is placed on the device or nowhere, got ", name);
+  if (name == "host") return Tier::kHost;
+  PAGED_CHECK(name == "nowhere", "a session is placed on the device, on the host or nowhere, got ", name);
   return Tier::kNowhere;
 }
 

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/check.h"
 #include "bindings/gil_release.h"
 #include "bindings/module.h"
 #include "bindings/session_names.h"
@@ -126,6 +127,9 @@ std::optional<py::bytes> read_block(Engine& engine, SessionId id, std::int32_t i
 }
 
 SessionId restore_session(Engine& engine, const std::string& tenant, double weight, std::vector<TokenId> tokens) {
+  for (const TokenId token : tokens)
+    PAGED_CHECK(token >= 0 && token < engine.guide_desk()->vocab_size(), "token ids are in [0, ",
+                engine.guide_desk()->vocab_size(), "), got ", token);
   return ask<SessionId>(
       engine, [&](Scheduler& scheduler) { return scheduler.sessions().restore({tenant, weight}, std::move(tokens)); });
 }

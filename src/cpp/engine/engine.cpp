@@ -8,7 +8,6 @@
 #include <utility>
 
 #include "base/blocked_signals.h"
-#include "base/check.h"
 #include "engine/check_request.h"
 
 namespace paged {
@@ -56,12 +55,7 @@ Engine::Engine(const SchedulerConfig& config, std::unique_ptr<Executor> executor
       policy_desk_(std::move(policy_desk)),
       scheduler_(std::make_unique<Scheduler>(config_)),
       row_states_(static_cast<std::size_t>(config_.max_num_sequences)) {
-  if (config_.num_host_blocks > 0) {
-    PAGED_CHECK(executor_->kv_blocks() != nullptr, "this executor's blocks cannot be moved: it has no host tier");
-    mover_ = std::make_unique<BlockMover>(*executor_->kv_blocks(), config_.num_host_blocks, [this](TransferId id) {
-      post({nullptr, 0, nullptr, FinishReason::kNone, nullptr, id});
-    });
-  }
+  make_mover();
   publish_stats();
   if (policy_desk_ != nullptr) open_policy_desk();
   const BlockedSignals blocked;
@@ -256,16 +250,6 @@ void Engine::start_followers(Live& live) {
   }
 }
 
-void Engine::start_transfers() {
-  if (mover_ == nullptr) return;
-  for (BlockTransfer& transfer : scheduler_->take_transfers()) mover_->start(std::move(transfer));
-}
-
-void Engine::finish_transfer(TransferId id) {
-  mover_->check();  // before anybody uses what it should have copied
-  scheduler_->finish_transfer(id);
-}
-
 bool Engine::launch_step() {
   if (live_.empty()) return false;
   const StepPlan& plan = scheduler_->schedule();
@@ -395,15 +379,6 @@ void Engine::end(SequenceId id, FinishReason reason, std::string_view error) {
   ended_.push_back({std::move(found->second), reason, std::string(error)});
   live_.erase(found);
   ++num_finished_;
-}
-
-void Engine::announce_ended(bool all) {
-  std::erase_if(ended_, [&](Ended& ended) {
-    const Request& request = *ended.live.request;
-    if (!all && request.spec().session != 0 && scheduler_->find(request.id()) != nullptr) return false;
-    ended.live.request->finish(ended.reason, ended.live.text.finish(), ended.error);
-    return true;
-  });
 }
 
 void Engine::end_all(FinishReason reason, std::string_view error) {

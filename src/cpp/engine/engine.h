@@ -160,6 +160,7 @@ class Engine {
   void admit(std::shared_ptr<Request> request);
   void start(Live& live);
   void start_followers(Live& live);
+  void make_mover();
   void start_transfers();
   void finish_transfer(TransferId id);
   bool launch_step();  // false: nothing to launch

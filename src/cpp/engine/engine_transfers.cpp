@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+// The engine's part in moving blocks: what the core wants moved goes to the mover, whose word comes through the inbox.
+#include <memory>
+#include <utility>
+
+#include "base/check.h"
+#include "engine/engine.h"
+
+namespace paged {
+
+void Engine::make_mover() {
+  if (config_.num_host_blocks == 0) return;
+  PAGED_CHECK(executor_->kv_blocks() != nullptr, "this executor's blocks cannot be moved: it has no host tier");
+  const auto on_done = [this](TransferId id) { post({nullptr, 0, nullptr, FinishReason::kNone, nullptr, id}); };
+  mover_ = std::make_unique<BlockMover>(*executor_->kv_blocks(), config_.num_host_blocks, on_done);
+}
+
+void Engine::start_transfers() {
+  if (mover_ == nullptr) return;
+  for (BlockTransfer& transfer : scheduler_->take_transfers()) mover_->start(std::move(transfer));
+}
+
+void Engine::finish_transfer(TransferId id) {
+  mover_->check();  // before anybody uses what it should have copied
+  scheduler_->finish_transfer(id);
+}
+
+}  // namespace paged
