@@ -110,6 +110,7 @@ void Engine::close() {
   if (getpid() != pid_) {
     // In a forked child the thread does not exist and locks may be held for ever: leave the copy alone.
     if (thread_.joinable()) thread_.detach();
+    static_cast<void>(mover_.release());
     static_cast<void>(executor_.release());
     return;
   }
