@@ -58,7 +58,9 @@ def program_with_weights() -> Any:
     program = _C.Program(**PROGRAM)
     for rows in (VOCAB, HIDDEN, HIDDEN):
         data = floats(rows, HIDDEN).view(np.uint8).reshape(-1)
-        program.add_matrix(data, type="float32", rows=rows, cols=HIDDEN, row_order=None, threads=THREADS)
+        program.add_matrix(
+            data, type="float32", rows=rows, cols=HIDDEN, row_order=None, float_activations=False, threads=THREADS
+        )
     for size in (POSITIONS * 8, HIDDEN, 2 * 8, 2):
         program.add_vector(floats(size))
     return program
@@ -190,6 +192,10 @@ def op_calls() -> dict[str, Call]:
         "ops.SamplingRow": (o.SamplingRow, {"temperature": 1.0, "top_p": 0.5, "top_k": 3, "seed": 1, "position": 2}),
         "ops.pack": (o.pack, common | {
             "source": floats(4, 8), "type": "float32", "rows": 4, "cols": 8, "row_order": ints(3, 2, 1, 0),
+        }),
+        "ops.quantize": (o.quantize, common | {
+            "source": floats(HIDDEN, 32), "type": "float32", "rows": HIDDEN, "cols": 32,
+            "out": np.zeros(HIDDEN * 34, np.uint8), "target": "q8_0",
         }),
         "ops.unpack": (o.unpack, common | {"matrix": matrix(), "out": np.zeros((HIDDEN, HIDDEN), F32)}),
         "ops.linear": (o.linear, common | {

@@ -19,7 +19,13 @@ from paged.program.plan import plan
 
 
 def native_logits(
-    path: Path, token_ids: list[int], *, dtype: DType = "float32", fused: bool = True, chunk: int | None = None
+    path: Path,
+    token_ids: list[int],
+    *,
+    dtype: DType = "float32",
+    fused: bool = True,
+    chunk: int | None = None,
+    float_activations: bool = True,
 ) -> npt.NDArray[np.float32]:
     """float32 [len(token_ids), vocab_size]; `chunk` tokens a step, all at once by default."""
     size = len(token_ids)
@@ -28,7 +34,9 @@ def native_logits(
         program = record(ModelConfig.from_hf(checkpoint.config), dtype)
         program = fuse(program) if fused else program
         arena = plan(program, max_tokens=size, max_logits_rows=size)
-        native = compile_program(program, arena, checkpoint, threads, max_model_len=size)
+        native = compile_program(
+            program, arena, checkpoint, threads, max_model_len=size, float_activations=float_activations
+        )
     executor = _C.ProgramExecutor(
         program=native, max_seq_len=size, num_blocks=-(-size // 4), block_size=4, threads=threads
     )

@@ -42,7 +42,9 @@ def model(request: pytest.FixtureRequest, real_models: Mapping[str, Path]) -> tu
 
 @pytest.fixture(scope="module")
 def llm(model: tuple[str, Path, Any]) -> Any:
-    with paged.LLM(model[1], dtype="float32", kv_cache_bytes=256 << 20, max_model_len=2048) as llm:
+    with paged.LLM(
+        model[1], dtype="float32", float_activations=True, kv_cache_bytes=256 << 20, max_model_len=2048
+    ) as llm:
         yield llm
 
 

@@ -34,6 +34,30 @@ def test_every_instruction_set(isa: str) -> None:
     assert tests.returncode == 0, tests.stdout[-3000:]
 
 
+PRODUCTS = """
+import hashlib, torch
+from paged import _C
+from test_ops_linear import QUANTISED, linear, pack_quantised, random
+
+threads = _C.ThreadPool(2)
+for name in QUANTISED:
+    x = torch.cat([random((70, 768), dtype).float() for dtype in (torch.float32, torch.bfloat16)])
+    out = [linear(threads, x[:rows], pack_quantised(threads, name, 133, 768)) for rows in (1, 3, 140)]
+    print(name, hashlib.sha256(torch.cat(out).numpy().tobytes()).hexdigest())
+"""
+
+
+def test_integer_products_are_the_same_bits_on_every_instruction_set() -> None:
+    seen = {}
+    for isa in ("baseline", "avx2", "avx512", "avx512bf16", "amx"):
+        done = run(isa, "-c", f"import sys; sys.path.insert(0, {str(HERE)!r})\n{PRODUCTS}")
+        if "this CPU lacks it" not in done.stderr and "baseline only on Arm" not in done.stderr:
+            assert done.returncode == 0, done.stderr
+            seen[isa] = done.stdout
+    assert BEST in seen
+    assert all(out == seen[BEST] and len(out.splitlines()) == 8 for out in seen.values()), seen
+
+
 def test_an_unknown_instruction_set_is_refused() -> None:
     probe = run("sse9", "-c", "from paged import _C; _C.ops.isa()")
     assert "PAGED_ISA must be baseline, avx2, avx512, avx512bf16 or amx" in probe.stderr

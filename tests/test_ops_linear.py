@@ -60,6 +60,20 @@ def pack(threads: _C.ThreadPool, weights: torch.Tensor) -> _C.WeightMatrix:
     return ops.pack(threads, weights, name, *weights.shape)
 
 
+def pack_quantised(threads: _C.ThreadPool, name: str, rows: int, cols: int, exact: bool = False) -> _C.WeightMatrix:
+    return ops.pack(threads, quantised_rows(name, rows, cols)[0], name, rows, cols, float_activations=exact)
+
+
+def as_bytes(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """x as products with quantised weights read it, and the largest error of each element: codes in [-127, 127] with a
+    scale for 32 of them."""
+    groups = x.float().reshape(x.shape[0], -1, 32)
+    largest = groups.abs().amax(2, keepdim=True)
+    codes = (groups * torch.where(largest > 0, torch.tensor(127.0) / largest, 0)).round()
+    rounded = codes.double() * (largest * torch.tensor(1 / 127)).double()
+    return rounded.reshape(x.shape), (largest * torch.ones(32) / 254).double().reshape(x.shape)
+
+
 def linear(threads: _C.ThreadPool, x: torch.Tensor, *parts: _C.WeightMatrix, **keywords: torch.Tensor) -> torch.Tensor:
     out = torch.full((x.shape[0], sum(part.rows for part in parts)), torch.nan)
     ops.linear(threads, x, list(parts), out, **keywords)
@@ -91,7 +105,7 @@ def test_quantised_weights_equal_the_gguf_package(threads: _C.ThreadPool, name: 
 @pytest.mark.parametrize("name", QUANTISED)
 def test_kernels_decode_the_same_bits(threads: _C.ThreadPool, name: str) -> None:
     data, reference = quantised_rows(name, 37, 512)
-    matrix = ops.pack(threads, data, name, *reference.shape)
+    matrix = ops.pack(threads, data, name, *reference.shape, float_activations=True)
     for rows in (1, 512):  # both decoders: in registers, and into scratch
         out = linear(threads, torch.eye(512)[:rows], matrix)
         assert torch.equal(out, reference.T[:rows])
@@ -113,17 +127,68 @@ def test_products_match_float64(threads: _C.ThreadPool, x_name: str, name: str, 
 def test_quantised_products_match_float64(threads: _C.ThreadPool, name: str, num_tokens: int) -> None:
     data, weights = quantised_rows(name, 133, 2304)
     x = random((num_tokens, 2304))
-    check(linear(threads, x, ops.pack(threads, data, name, *weights.shape)), x, weights)
+    check(linear(threads, x, ops.pack(threads, data, name, *weights.shape, float_activations=True)), x, weights)
 
 
 @pytest.mark.parametrize("x_name", DTYPES)
-@pytest.mark.parametrize("name", [*DTYPES, *QUANTISED])
+@pytest.mark.parametrize("name", QUANTISED)
+@pytest.mark.parametrize("num_tokens", [1, 2, 3, 4, 5, 9, 60])
+def test_integer_products_match_their_definition(
+    threads: _C.ThreadPool, x_name: str, name: str, num_tokens: int
+) -> None:
+    data, weights = quantised_rows(name, 133, 2304)
+    x = random((num_tokens, 2304), DTYPES[x_name]) * torch.logspace(-3, 3, num_tokens).to(DTYPES[x_name])[:, None]
+    out = linear(threads, x, ops.pack(threads, data, name, *weights.shape))
+    rounded, error = as_bytes(x)
+    exact = rounded @ weights.double().T
+    # Sums of many terms: relative to what they are made of.
+    size = rounded.abs() @ weights.double().abs().T
+    assert ((out - exact).abs() <= TOLERANCE * size).all()
+    bound = error @ weights.double().abs().T + TOLERANCE * size
+    assert ((out - x.double() @ weights.double().T).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("name", QUANTISED)
+def test_integer_products_of_extreme_codes_are_exact(threads: _C.ThreadPool, name: str) -> None:
+    # All codes of x are 127 or -127 and its scale is 1; what the weights' bytes can hold at most does not overflow.
+    rows, cols = 32, 512
+    kind = QUANTISED[name]
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    data = np.zeros((rows, cols // block, size), dtype=np.uint8)
+    data[::2] = 0xFF
+    data[1::2] = 0x80 if name == "q8_0" else 0
+    one = np.frombuffer(np.float16(1).tobytes(), np.uint8)
+    scale_at = 208 if name == "q6_k" else 0
+    data[:, :, scale_at : scale_at + 2] = one
+    if name.endswith("_1") or name in ("q4_k", "q5_k"):
+        data[:, :, 2:4] = one
+    data = data.reshape(rows, -1)
+    weights = torch.from_numpy(dequantize(data, kind))
+    x = torch.full((5, cols), 127.0)
+    x[1], x[2, ::2], x[3, 1::2] = -127.0, -127.0, -127.0
+    reference = x.double() @ weights.double().T
+    out = linear(threads, x, ops.pack(threads, data, name, rows, cols))
+    assert torch.equal(out.double(), reference)
+
+
+def test_zeros_tiny_numbers_and_nan(threads: _C.ThreadPool) -> None:
+    matrix = pack_quantised(threads, "q8_0", 40, 256)
+    x = random((4, 256))
+    x[0], x[1] = 0, 1e-38
+    x[2, 77] = torch.nan
+    out = linear(threads, x, matrix)
+    assert not out[0].any() and out[1].abs().max() < 1e-30
+    assert out[2].isnan().all() and out[3].isfinite().all()
+
+
+@pytest.mark.parametrize("x_name", DTYPES)
+@pytest.mark.parametrize("name", [*DTYPES, *QUANTISED, *(f"{name} exact" for name in QUANTISED)])
 def test_a_row_does_not_depend_on_its_batch(threads: _C.ThreadPool, x_name: str, name: str) -> None:
     rows, cols = 200, 2304
     if name in DTYPES:
         matrix = pack(threads, random((rows, cols), DTYPES[name]))
     else:
-        matrix = ops.pack(threads, quantised_rows(name, rows, cols)[0], name, rows, cols)
+        matrix = pack_quantised(threads, name.split()[0], rows, cols, exact=name.endswith("exact"))
     x = random((512, cols), DTYPES[x_name], seed=2)
     whole = linear(threads, x, matrix)
     alone = _C.ThreadPool(1)
@@ -135,7 +200,9 @@ def test_a_row_does_not_depend_on_its_batch(threads: _C.ThreadPool, x_name: str,
 def test_parts_bias_and_strides(threads: _C.ThreadPool) -> None:
     parts = [random((rows, 256), dtype, seed=rows) for rows, dtype in zip((40, 7, 33), DTYPES.values(), strict=True)]
     data, quantised = quantised_rows("q6_k", 50, 256)
-    packed = [pack(threads, part) for part in parts] + [ops.pack(threads, data, "q6_k", 50, 256)]
+    packed = [pack(threads, part) for part in parts] + [
+        ops.pack(threads, data, "q6_k", 50, 256, float_activations=True)
+    ]
     bias = random((130,), seed=9)
     wide_x, wide_out = random((6, 300), seed=8), torch.zeros(6, 140)
     x = wide_x[:, 10:266]

@@ -30,6 +30,7 @@ from paged.program.ir import ITEMSIZE, DType, Program
 from paged.program.native import compile_program, stacked_weight_bytes
 from paged.program.passes import fuse
 from paged.program.plan import plan
+from paged.quantise import QuantisedCheckpoint
 from paged.sampling import SamplingParams, default_sampling_params
 from paged.text.chat import ChatTemplate, load_chat_template
 from paged.text.tokenizer import Tokenizer, load_token_ids, load_tokenizer
@@ -80,7 +81,8 @@ def assemble(model: str | Path, options: EngineOptions) -> Assembly:
         dtype = options.resolve_dtype(checkpoint.dtype)
         program = fuse(record(config, dtype))
         threads = _C.ThreadPool(options.resolve_num_threads())
-        executor, sizes = make_executor(program, checkpoint, options, threads)
+        weights = QuantisedCheckpoint(checkpoint, options.quantize, threads) if options.quantize else checkpoint
+        executor, sizes = make_executor(program, weights, options, threads)
         tokenizer = load_tokenizer(path, checkpoint)
         chat_template = None if tokenizer is None else load_chat_template(path, checkpoint)
         policy = choose_policy(options.policy)
@@ -101,6 +103,10 @@ def assemble(model: str | Path, options: EngineOptions) -> Assembly:
         identity = {
             "weights": fingerprint(checkpoint), "dtype": dtype, "batch_invariant": str(options.batch_invariant),
         }  # fmt: skip
+        if options.quantize is not None:
+            identity["quantize"] = options.quantize
+        if options.float_activations:
+            identity["float_activations"] = "True"
     return Assembly(
         engine, tokenizer, end_token_ids, chat_template, sizes.max_model_len, description, defaults,
         sizes.kv_cache_bytes // sizes.num_blocks, policy, sizes.step.block_size, identity,
@@ -133,7 +139,10 @@ def make_executor(
     if options.device != "cpu":
         return _torch_model(program, checkpoint, options, sizes), sizes
     arena = plan(program, max_tokens=step.max_num_batched_tokens, max_logits_rows=step.max_num_sequences)
-    native = compile_program(program, arena, checkpoint, threads, max_model_len=sizes.max_model_len)
+    native = compile_program(
+        program, arena, checkpoint, threads, max_model_len=sizes.max_model_len,
+        float_activations=options.float_activations,
+    )  # fmt: skip
     try:
         executor = _C.ProgramExecutor(
             program=native, max_seq_len=sizes.max_model_len, num_blocks=sizes.num_blocks, block_size=step.block_size,

@@ -16,6 +16,7 @@ from paged.program.ir import ITEMSIZE, DType
 
 LoadFormat = Literal["auto", "dummy"]
 GenerationConfig = Literal["auto", "none"]
+Quantize = Literal["int8", "int4"]
 
 _MIB = 1 << 20
 # Without a given size the KV pool takes at most this share of the memory that is free when the engine is made, and at
@@ -55,6 +56,8 @@ class EngineOptions:
     host_cache: int = 0
     enable_prefix_caching: bool = True
     batch_invariant: bool = False
+    float_activations: bool = False
+    quantize: Quantize | None = None
     load_format: LoadFormat = "auto"
     generation_config: GenerationConfig = "auto"
     seed: int = 0
@@ -84,6 +87,9 @@ class EngineOptions:
             raise ValueError(f"device={self.device!r} has no host tier: leave host_cache=0, or use 'cpu' or a GPU")
         _check_flag("enable_prefix_caching", self.enable_prefix_caching)
         _check_flag("batch_invariant", self.batch_invariant)
+        _check_flag("float_activations", self.float_activations)
+        if self.quantize not in (None, "int8", "int4"):
+            raise ValueError(f"quantize must be 'int8', 'int4' or None, got {shown(self.quantize)}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise TypeError(f"seed must be an integer, got {shown(self.seed)}")
         choose_policy(self.policy)

@@ -42,9 +42,19 @@ def isa() -> str:
     """Name of the instruction set the kernels were chosen for."""
 
 def pack(
-    threads: ThreadPool, source: Tensor, type: str, rows: int, cols: int, row_order: Tensor | None = None
+    threads: ThreadPool,
+    source: Tensor,
+    type: str,
+    rows: int,
+    cols: int,
+    row_order: Tensor | None = None,
+    float_activations: bool = False,
 ) -> WeightMatrix:
-    """Packs checkpoint rows (any contiguous tensor of their bytes)."""
+    """Packs checkpoint rows (any contiguous tensor of their bytes). Products with quantised weights round x to 8 bits
+    unless `float_activations`."""
+
+def quantize(threads: ThreadPool, source: Tensor, type: str, rows: int, cols: int, out: Tensor, target: str) -> None:
+    """Writes float rows as the blocks of `target`, "q8_0" or "q4_1", to the bytes of out."""
 
 def unpack(threads: ThreadPool, matrix: WeightMatrix, out: Tensor) -> None:
     """Writes the matrix as float32 to out [rows, cols]."""

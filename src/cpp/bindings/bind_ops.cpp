@@ -12,6 +12,7 @@
 #include "base/checked_product.h"
 #include "bindings/module.h"
 #include "bindings/operands.h"
+#include "cpu/gguf_quantise.h"
 #include "cpu/kernel_table.h"
 #include "cpu/packed_matrix.h"
 #include "cpu/thread_pool.h"
@@ -48,7 +49,7 @@ struct KvCache {
 };
 
 WeightMatrixPtr pack(ThreadPool& threads, py::handle source, const std::string& type, std::int64_t rows,
-                     std::int64_t cols, py::handle row_order) {
+                     std::int64_t cols, py::handle row_order, bool float_activations) {
   Operands given;
   const DlpackTensor& tensor = given.read(source, "source");
   const WeightSource weights{tensor.bytes(),
@@ -56,9 +57,21 @@ WeightMatrixPtr pack(ThreadPool& threads, py::handle source, const std::string& 
                              rows,
                              cols,
                              parse_weight_type(type),
-                             row_order.is_none() ? nullptr : given.indices(row_order, "row_order", rows, kAnyIndex)};
+                             row_order.is_none() ? nullptr : given.indices(row_order, "row_order", rows, kAnyIndex),
+                             float_activations};
   const py::gil_scoped_release unlocked;
   return pack_matrix(weights, threads);
+}
+
+void quantize(ThreadPool& threads, py::handle source, const std::string& type, std::int64_t rows, std::int64_t cols,
+              py::handle to, const std::string& target) {
+  Operands given;
+  const DlpackTensor& tensor = given.read(source, "source");
+  const DlpackTensor out(to, "out", Access::kWrite);
+  const WeightSource weights{tensor.bytes(), tensor.num_bytes(), rows, cols, parse_weight_type(type), nullptr};
+  const WeightType blocks = parse_weight_type(target);
+  const py::gil_scoped_release unlocked;
+  cpu::quantise_rows(weights, blocks, static_cast<std::byte*>(out.bytes()), out.num_bytes(), threads);
 }
 
 void unpack(ThreadPool& threads, const WeightMatrix& matrix, py::handle target) {
@@ -88,8 +101,15 @@ void bind_types(py::module_& parent, py::module_& m) {
       .def(py::init<py::handle, std::int32_t, std::int32_t, std::int32_t, std::int32_t>(), py::arg("storage"),
            py::arg("num_blocks"), py::arg("block_size"), py::arg("num_kv_heads"), py::arg("head_dim"));
   m.def("isa", [] { return cpu::kernels().isa; }, "Name of the instruction set the kernels were chosen for.");
-  m.def("pack", &pack, "Packs checkpoint rows (any contiguous tensor of their bytes).", py::arg("threads"),
-        py::arg("source"), py::arg("type"), py::arg("rows"), py::arg("cols"), py::arg("row_order") = py::none());
+  m.def(
+      "pack", &pack,
+      "Packs checkpoint rows (any contiguous tensor of their bytes). Products with quantised weights round x to 8 bits "
+      "unless `float_activations`.",
+      py::arg("threads"), py::arg("source"), py::arg("type"), py::arg("rows"), py::arg("cols"),
+      py::arg("row_order") = py::none(), py::arg("float_activations") = false);
+  m.def("quantize", &quantize,
+        "Writes float rows as the blocks of `target`, \"q8_0\" or \"q4_1\", to the bytes of out.", py::arg("threads"),
+        py::arg("source"), py::arg("type"), py::arg("rows"), py::arg("cols"), py::arg("out"), py::arg("target"));
   m.def("unpack", &unpack, "Writes the matrix as float32 to out [rows, cols].", py::arg("threads"), py::arg("matrix"),
         py::arg("out"));
 }

@@ -73,7 +73,8 @@ const KernelTable* choose(std::string_view wanted) {
   const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  const bool has_avx512bf16 = has_avx512 && __builtin_cpu_supports("avx512bf16");
+  const bool has_avx512bf16 =
+      has_avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
   const Candidate candidates[] = {
       {&amx::kTable, has_avx512bf16 && has_amx()},
       {&avx512bf16::kTable, has_avx512bf16},

@@ -5,11 +5,12 @@
 // same chains:
 //   few rows        weights are decoded in registers and used at once (decode streams the weights, memory bound)
 //   many rows       two panels are decoded into scratch once per 256 k and multiplied by all rows of the tile
-//   bf16 x bf16     where the machine has AMX, by its tiles (linear_tiles.h); else where it has dpbf16, by a chain of
-//   it
-//                   over pairs of k; either for every number of rows
+//   quantised       in integers (linear_integer.h), unless the matrix asks for floats
+//   bf16 x bf16     where the machine has AMX, by its tiles (linear_tiles.h); else where it has dpbf16, by a chain
+//                   of it over pairs of k; either for every number of rows
 #include "cpu/isa/kernels.h"
 #include "cpu/isa/linear_formats.h"
+#include "cpu/isa/linear_integer.h"
 #include "cpu/isa/linear_tiles.h"
 #include "cpu/isa/rows.h"
 
@@ -31,6 +32,7 @@ struct Scratch {
   alignas(64) float w[kTilePanels * kBlockK * kPanelRows];
 };
 static_assert(kFewRows * kLongBlockK <= kMaxTileRows * kBlockK);
+static_assert(kIntegerScratch <= sizeof(Scratch::x));
 static_assert(sizeof(Scratch) <= 256 * 1024);
 
 // Operands of one pass: `count` consecutive k.
@@ -257,6 +259,10 @@ void linear(const LinearTile& tile) {
       with_type(tile.out.dtype, [&](auto tag) { finish_rows<decltype(tag)>(tile, scratch.acc); });
       return;
     }
+  }
+  if (multiply_integers(tile, scratch.acc, kAccStride, reinterpret_cast<std::byte*>(scratch.x))) {
+    with_type(tile.out.dtype, [&](auto tag) { finish_rows<decltype(tag)>(tile, scratch.acc); });
+    return;
   }
   const PackedMatrix& matrix = *tile.weights;
   const bool pairs = kDotBf16 && matrix.format == PackedFormat::kBFloat16 && tile.x.dtype == DType::kBFloat16;

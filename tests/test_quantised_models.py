@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models with quantised weights: activations in 8 bits hardly move the perplexity, and batches change no token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+import paged
+from native_logits import native_logits
+from paged.loading.checkpoint import open_checkpoint
+from paged.text.tokenizer import load_tokenizer
+
+NAMES = ["smollm2-135m-instruct.gguf", "gemma-3-270m.gguf"]
+TEXT = (Path(__file__).parent / "prose.txt").read_text()
+NUM_TOKENS = 500
+
+
+def tokens_of(path: Path) -> list[int]:
+    with open_checkpoint(path) as checkpoint:
+        tokenizer = load_tokenizer(path, checkpoint)
+    assert tokenizer is not None
+    return tokenizer.encode(TEXT)[:NUM_TOKENS]
+
+
+def losses(logits: npt.NDArray[np.float32], token_ids: list[int]) -> npt.NDArray[np.float64]:
+    """Negative log probability of each token after the first: the logarithm of the perplexity is their mean."""
+    out = []
+    for row, token in zip(logits[:-1], token_ids[1:], strict=True):
+        out.append(np.log(np.exp(row - row.max()).sum(dtype=np.float64)) + row.max() - row[token])
+    return np.array(out)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_perplexity_moves_by_less_than_half_a_percent(real_models: Mapping[str, Path], name: str) -> None:
+    """As far as so short a text can tell: within two standard errors of the mean over its tokens."""
+    if name not in real_models:
+        pytest.skip(f"no {name} among the real models")
+    token_ids = tokens_of(real_models[name])
+    exact = losses(native_logits(real_models[name], token_ids), token_ids)
+    moved = losses(native_logits(real_models[name], token_ids, float_activations=False), token_ids) - exact
+    error = moved.std() / len(moved) ** 0.5
+    print(f"{name}: perplexity {np.exp(exact.mean()):.3f}, {np.expm1(moved.mean()):+.3%}, standard error {error:.3%}")
+    assert moved.any()
+    assert error < 0.005
+    assert abs(np.expm1(moved.mean())) < 0.005 + 2 * error
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_batches_chunks_and_threads_change_no_token(real_models: Mapping[str, Path], name: str) -> None:
+    if name not in real_models:
+        pytest.skip(f"no {name} among the real models")
+    words = TEXT.split()
+    prompts = [" ".join(words[i : i + 5 + i % 17]) for i in range(32)]
+    params = paged.SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
+    sizes = {"kv_cache_bytes": 64 << 20, "max_model_len": 512}
+    with paged.LLM(real_models[name], num_threads=2, **sizes) as llm:
+        together = [answer.token_ids for answer in llm.generate(prompts, params, use_tqdm=False)]
+    with paged.LLM(
+        real_models[name], num_threads=1, max_num_sequences=1, max_num_batched_tokens=7, enable_prefix_caching=False,
+        **sizes,
+    ) as llm:  # fmt: skip
+        alone = [llm.generate(prompt, params, use_tqdm=False).token_ids for prompt in prompts[::4]]
+    assert together[::4] == alone
