@@ -58,11 +58,11 @@ def test_batches_chunks_and_threads_change_no_token(real_models: Mapping[str, Pa
     prompts = [" ".join(words[i : i + 5 + i % 17]) for i in range(32)]
     params = paged.SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
     sizes = {"kv_cache_bytes": 64 << 20, "max_model_len": 512}
-    with paged.LLM(real_models[name], num_threads=2, **sizes) as llm:
+    with paged.LLM(real_models[name], num_threads=2, float_activations=False, **sizes) as llm:
         together = [answer.token_ids for answer in llm.generate(prompts, params, use_tqdm=False)]
     with paged.LLM(
-        real_models[name], num_threads=1, max_num_sequences=1, max_num_batched_tokens=7, enable_prefix_caching=False,
-        **sizes,
+        real_models[name], float_activations=False, num_threads=1, max_num_sequences=1, max_num_batched_tokens=7,
+        enable_prefix_caching=False, **sizes,
     ) as llm:  # fmt: skip
         alone = [llm.generate(prompt, params, use_tqdm=False).token_ids for prompt in prompts[::4]]
     assert together[::4] == alone

@@ -105,8 +105,8 @@ def assemble(model: str | Path, options: EngineOptions) -> Assembly:
         }  # fmt: skip
         if options.quantize is not None:
             identity["quantize"] = options.quantize
-        if options.float_activations:
-            identity["float_activations"] = "True"
+        if not options.float_activations:
+            identity["float_activations"] = "False"
     return Assembly(
         engine, tokenizer, end_token_ids, chat_template, sizes.max_model_len, description, defaults,
         sizes.kv_cache_bytes // sizes.num_blocks, policy, sizes.step.block_size, identity,

@@ -56,7 +56,7 @@ class EngineOptions:
     host_cache: int = 0
     enable_prefix_caching: bool = True
     batch_invariant: bool = False
-    float_activations: bool = False
+    float_activations: bool = True
     quantize: Quantize | None = None
     load_format: LoadFormat = "auto"
     generation_config: GenerationConfig = "auto"
