@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import paged
+from backends import until
 
 GREEDY = paged.SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True)
 NUM_BLOCKS = 40
@@ -33,13 +34,6 @@ def open_llm(folder: Path, policy: Any) -> Iterator[paged.LLM]:
 
 def ids(seed: int, count: int) -> list[int]:
     return random.Random(seed).choices(range(3, 300), k=count)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, "it does not come"
-        time.sleep(0.002)
 
 
 def resident(llm: paged.LLM, session: paged.Session) -> int:

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import random
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import paged
-from backends import DEVICES, open_llm
+from backends import DEVICES, open_llm, until
 
 GREEDY = paged.SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
 POOL = 24  # blocks of 4 tokens
@@ -39,13 +38,6 @@ def tiered(folder: Path, device: str, host_blocks: int = 200, pool: int = POOL) 
 
 def ids(seed: int, count: int) -> list[int]:
     return random.Random(seed).choices(range(3, 300), k=count)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end, "nothing came of it within half a minute"
-        time.sleep(0.002)
 
 
 def test_demoted_evicted_and_resumed(folder: Path, device: str, oracle: paged.LLM) -> None:

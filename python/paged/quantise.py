@@ -47,4 +47,6 @@ class QuantisedCheckpoint(Checkpoint):
         kind = "q4_1" if coarse else "q8_0"
         blocks = np.empty(rows * cols // _BLOCK * _BLOCK_BYTES[kind], np.uint8)
         _C.ops.quantize(self._threads, tensor.data, tensor.type, rows, cols, blocks, kind)
+        if tensor.unload is not None:
+            tensor.unload()  # what is packed now are the blocks
         return RawTensor(blocks, kind, tensor.shape, tensor.row_order, tensor.offset)
