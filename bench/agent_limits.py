@@ -10,7 +10,8 @@ For any price of a token-second, device seconds and priced token-seconds, with t
 again for each token of a wait, add up to at most t x (1 + price x pool) over the ended jobs. So c jobs end no sooner
 than the c lightest of those that may have begun (agents begin in order, each when one has ended), and the mean follows;
 the best of many prices is taken. A job is also no shorter than alone on the device with an endless cache. What others
-may hold too (shared prompts, what a fork continues) counts as free.
+may hold too (shared prompts, what a fork continues) counts as free. A tier below the pool adds its tokens to those that
+may be kept, as if moving them took no time.
 """
 
 from __future__ import annotations
@@ -120,11 +121,14 @@ def _ends(weights: list[float], num_slots: int) -> np.ndarray:
     return np.minimum.accumulate(ends[::-1])[::-1]
 
 
-def least_times(agents: list[Agent], device: Device, pool: int, num_slots: int, stagger: float) -> tuple[float, float]:
+def least_times(
+    agents: list[Agent], device: Device, pool: int, num_slots: int, stagger: float, below: int = 0
+) -> tuple[float, float]:
     """Mean job time and makespan, in seconds, that no schedule can be below.
 
     Args:
         pool: tokens that fit.
+        below: and into the tiers below.
         num_slots: root agents that live at once, of which the first begin over `stagger` seconds.
     """
     jobs = jobs_of(agents, device, pool)
@@ -134,10 +138,10 @@ def least_times(agents: list[Agent], device: Device, pool: int, num_slots: int, 
     head_start = sum(stagger * slot / num_slots for slot in range(min(num_slots, n)))
     queued, makespan = 0.0, max(job.least_seconds for job in roots)
     for price in [0.0, *np.geomspace(1e-9, 1e-3, NUM_PRICES)]:
-        weights = [_weight(job, price, device) / (1 + price * pool) for job in roots]
+        weights = [_weight(job, price, device) / (1 + price * (pool + below)) for job in roots]
         ends = _ends(weights, num_slots)
         queued = max(queued, float((np.diff(ends) * alive).sum()) - head_start)
-        makespan = max(makespan, sum(_weight(job, price, device) for job in jobs) / (1 + price * pool))
+        makespan = max(makespan, sum(_weight(job, price, device) for job in jobs) / (1 + price * (pool + below)))
     alone = sum(job.least_seconds for job in roots)
     spawned = sum(job.least_seconds for job in jobs) - alone
     return (max(queued, alone) + spawned) / len(agents), makespan

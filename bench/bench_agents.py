@@ -12,6 +12,7 @@ Engines:
   hazard             the default policy with true guesses; _no_hints: it knows only which tool runs; _blind: not even
                      that, nor that it waits; _x10, _div10, _shuffled: wrong guesses
   clairvoyant        the default policy that knows when each tool returns
+  endless            LRU with a pool in which all fits: what a larger pool, or tiers below it, can bring
   bound              no policy: a proven limit of all (agent_limits.py)
 """
 
@@ -60,6 +61,7 @@ ENGINES = {
     "hazard_shuffled": Engine("hazard", "shuffled"),
     "clairvoyant": Engine("clairvoyant", "true"),
 }
+TIER_ENGINES = ["lru", "ttl", "hazard", "hazard_no_hints", "hazard_shuffled", "clairvoyant"]
 QUICK_ENGINES = ["lru", "lru_session_order", "ttl", "hazard", "hazard_no_hints", "hazard_shuffled", "clairvoyant"]
 STAGGER = 60.0  # seconds over which the first agents begin
 # An 8B model on an H100, about: 20,000 prompt tokens a second, 1.3 ns for a pair of them, 5 ms to read the weights,
@@ -72,6 +74,11 @@ DEVICE = Device(
     per_decoded_context_token=43e-9 * SCALE**2,
     step_tokens=4096 // SCALE,
 )
+BYTES_PER_TOKEN = 131_072 * SCALE
+# A host's memory behind a PCIe 5.0 x16 link that both directions share.
+LINK = 50e9
+SLOW_LINK = 5e9  # as if eight devices shared it, or memory was copied by the CPU
+LINK_LATENCY = 20e-6
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,8 @@ class Case:
     rho: float
     shape: Shape
     num_slots: int
+    host: float = 0.0  # the tier's size, of the live contexts'
+    link: float = LINK  # bytes a second
 
 
 def cases(quick: bool) -> list[Case]:
@@ -88,7 +97,11 @@ def cases(quick: bool) -> list[Case]:
     rhos = (0.8, 2.0) if quick else (0.8, 1.0, 1.5, 2.0, 4.0, 8.0)
     result = [Case(f"rho={rho:g}", rho, shape, slots) for rho in rhos]
     result.append(Case("rho=2,constant_1s_tools", 2.0, replace(shape, constant_tool=1.0), slots))
+    hosts = (1.0,) if quick else (0.5, 1.0, 4.0)
+    result += [Case(f"rho=2,host={host:g}", 2.0, shape, slots, host=host) for host in hosts]
     if not quick:
+        result.append(Case("rho=2,host=1,slow_link", 2.0, shape, slots, host=1.0, link=SLOW_LINK))
+        result.append(Case("rho=8,host=1", 8.0, shape, slots, host=1.0))
         result.append(Case("rho=0.25,8_agents", 0.25, replace(shape, num_agents=32), 8))
         result.append(Case("rho=0.5,16_agents", 0.5, replace(shape, num_agents=48), 16))
         result.append(Case("rho=2,16_agents", 2.0, replace(shape, num_agents=48), 16))
@@ -98,7 +111,7 @@ def cases(quick: bool) -> list[Case]:
     return result
 
 
-def run(agents: list[Agent], engine: Engine, num_blocks: int, case: Case) -> _C.ReplayResult:
+def run(agents: list[Agent], engine: Engine, num_blocks: int, case: Case, num_host_blocks: int = 0) -> _C.ReplayResult:
     told = agent_workload.with_guesses(agents, engine.guesses)
     config = _C.ReplayConfig()
     config.num_blocks, config.block_size = num_blocks, BLOCK_SIZE
@@ -113,6 +126,8 @@ def run(agents: list[Agent], engine: Engine, num_blocks: int, case: Case) -> _C.
         decode_base=DEVICE.decode_base,
         per_decoded_context_token=DEVICE.per_decoded_context_token,
     )
+    config.num_host_blocks = num_host_blocks
+    config.set_link(per_transfer=LINK_LATENCY, per_block=BLOCK_SIZE * BYTES_PER_TOKEN / case.link)
     shapes = [[a.is_root, a.prefix, a.num_prefix_tokens, len(a.turns)] for a in told]
     turns = [[t.keep, t.append, t.output, t.gap, t.guess, t.tool, t.spawn] for a in told for t in a.turns]
     return _C.replay(
@@ -138,57 +153,87 @@ def metrics(result: _C.ReplayResult) -> dict[str, tuple[float, str]]:
         "evicted_when_expired": (result.num_expired_tokens * SCALE / 1e6, "Mtok"),
         "slowdown_p95": (float(np.percentile(jobs / result.least_seconds, 95)), "x"),
         "worst_slowdown": (float((jobs / result.least_seconds).max()), "x"),
+        "bytes_to_host": (result.num_stored_blocks * BLOCK_SIZE * BYTES_PER_TOKEN / 1e9, "GB"),
+        "bytes_from_host": (result.num_loaded_blocks * BLOCK_SIZE * BYTES_PER_TOKEN / 1e9, "GB"),
+        "link_utilization": (result.link_busy_seconds / result.seconds, "share"),
         "makespan": (result.seconds, "s"),
         "utilization": (result.busy_seconds / result.seconds, "share"),
     }
 
 
+Samples = dict[str, dict[str, list[float]]]  # engine, metric: a value for each seed
+
+
 def measure(case: Case, engines: list[str], seeds: int) -> Iterator[Record]:
     """Every engine's metrics, means over the seeds; `ratio` against LRU, or of the gap closed."""
-    samples: dict[str, dict[str, list[float]]] = {}
+    samples: Samples = {}
     units: dict[str, str] = {}
     for seed in range(seeds):
-        agents = agent_workload.generate(replace(case.shape, seed=seed))
-        endless = run(agents, ENGINES["lru"], 4_000_000 // BLOCK_SIZE, case)
-        largest = case.shape.max_tokens // BLOCK_SIZE + 2
-        num_blocks = max(largest, round(endless.mean_live_tokens / case.rho / BLOCK_SIZE))
-        for name in engines:
-            for metric, (value, unit) in metrics(run(agents, ENGINES[name], num_blocks, case)).items():
-                samples.setdefault(name, {}).setdefault(metric, []).append(value)
-                units[metric] = unit
-        limits = agent_limits.least_times(agents, DEVICE, num_blocks * BLOCK_SIZE, case.num_slots, STAGGER)
-        for metric, value in zip(("mean_job_time", "makespan"), limits, strict=True):
-            samples.setdefault("bound", {}).setdefault(metric, []).append(value)
-    means = {name: {m: statistics.fmean(v) for m, v in values.items()} for name, values in samples.items()}
-    for name, values in means.items():
-        for metric, value in values.items():
-            lru = means.get("lru", {}).get(metric)
+        for name, metric, value, unit in _values_of_seed(case, engines, seed):
+            samples.setdefault(name, {}).setdefault(metric, []).append(value)
+            units[metric] = unit
+    for name, values in samples.items():
+        for metric, each in values.items():
+            lru = samples.get("lru", {}).get(metric)
             is_time = units[metric] in ("s", "x") and lru
-            ratio = lru / value if is_time and lru and value else None
-            yield Record("agents", case.name, name, metric, value, units[metric], "lru" if ratio else None, ratio)
-    yield from _gaps(case, means)
+            mean = statistics.fmean(each)
+            ratio = statistics.fmean(lru) / mean if is_time and lru and mean else None
+            yield Record("agents", case.name, name, metric, mean, units[metric], "lru" if ratio else None, ratio)
+    yield from _shares(case, samples)
+    yield from _gaps(case, samples)
 
 
-def _gaps(case: Case, means: dict[str, dict[str, float]]) -> Iterator[Record]:
-    """The share of the distance between LRU and a limit that an engine closes."""
+def _values_of_seed(case: Case, engines: list[str], seed: int) -> Iterator[tuple[str, str, float, str]]:
+    agents = agent_workload.generate(replace(case.shape, seed=seed))
+    endless = run(agents, ENGINES["lru"], 4_000_000 // BLOCK_SIZE, case)
+    largest = case.shape.max_tokens // BLOCK_SIZE + 2
+    num_blocks = max(largest, round(endless.mean_live_tokens / case.rho / BLOCK_SIZE))
+    num_host_blocks = round(endless.mean_live_tokens * case.host / BLOCK_SIZE)
+    for name in engines:
+        result = run(agents, ENGINES[name], num_blocks, case, num_host_blocks)
+        yield from ((name, metric, value, unit) for metric, (value, unit) in metrics(result).items())
+    yield from (("endless", metric, value, unit) for metric, (value, unit) in metrics(endless).items())
+    pool, below = num_blocks * BLOCK_SIZE, num_host_blocks * BLOCK_SIZE
+    limits = agent_limits.least_times(agents, DEVICE, pool, case.num_slots, STAGGER, below)
+    yield from (("bound", m, value, "s") for m, value in zip(("mean_job_time", "makespan"), limits, strict=True))
+
+
+def _shares(case: Case, samples: Samples) -> Iterator[Record]:
+    """Of LRU's, trace by trace: the mean, the least and the most."""
+    for metric in ("mean_job_time", "resume_ttft_p95", "worst_slowdown"):
+        for engine, values in samples.items():
+            if engine == "lru" or "lru" not in samples or metric not in values:
+                continue
+            shares = [value / lru for value, lru in zip(values[metric], samples["lru"][metric], strict=True)]
+            for name, value in (("", statistics.fmean(shares)), ("_min", min(shares)), ("_max", max(shares))):
+                yield Record("agents", case.name, engine, f"{metric}_of_lru{name}", value, "share")
+
+
+def _gaps(case: Case, samples: Samples) -> Iterator[Record]:
+    """The share of the distance between LRU and a limit that an engine closes, trace by trace: the mean and the least,
+    over the traces in which there is one."""
     for limit, metric, name in (
         ("clairvoyant", "mean_job_time", "gap_closed"),
         ("bound", "mean_job_time", "bound_gap_closed"),
         ("bound", "makespan", "bound_makespan_gap_closed"),
     ):
-        if "lru" not in means or limit not in means:
+        if "lru" not in samples or limit not in samples:
             continue
-        lru, best = (means[engine][metric] for engine in ("lru", limit))
-        for engine, values in means.items():
-            if engine not in ("lru", "bound") and lru > best:
-                closed = (lru - values[metric]) / (lru - best)
-                yield Record("agents", case.name, engine, name, closed, "share", limit, closed)
+        lru, best = (samples[engine][metric] for engine in ("lru", limit))
+        for engine, values in samples.items():
+            trios = zip(lru, best, values[metric], strict=True)
+            closed = [(most - value) / (most - least) for most, least, value in trios if most > least]
+            if engine not in ("lru", "bound", "endless") and closed:
+                mean = statistics.fmean(closed)
+                yield Record("agents", case.name, engine, name, mean, "share", limit, mean)
+                yield Record("agents", case.name, engine, f"{name}_min", min(closed), "share", limit, min(closed))
 
 
 def text_table(records: list[Record]) -> str:
     shown = ("mean_job_time", "job_time_p95", "resume_ttft_p50", "resume_ttft_p95", "prefill_amplification",
-             "slowdown_p95", "worst_slowdown", "gap_closed", "bound_gap_closed",
-             "bound_makespan_gap_closed")  # fmt: skip
+             "worst_slowdown", "bytes_to_host", "bytes_from_host", "mean_job_time_of_lru_max",
+             "resume_ttft_p95_of_lru_max",
+             "gap_closed", "bound_gap_closed")  # fmt: skip
     values = {(r.case, r.engine, r.metric): r.value for r in records}
     pairs = list(dict.fromkeys((r.case, r.engine) for r in records))
     rows = [[case, engine, *(table.number(values.get((case, engine, m))) for m in shown)] for case, engine in pairs]
@@ -217,7 +262,7 @@ def run_real(arguments: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer agents, one seed: within half a minute")
-    parser.add_argument("--seeds", type=int, help="traces to average over; default 3, with --quick 1")
+    parser.add_argument("--seeds", type=int, help="traces to average over; default 5, with --quick 1")
     parser.add_argument("--cases", nargs="+", metavar="CASE", help="by name; default all")
     parser.add_argument("--engines", nargs="+", choices=ENGINES, help="default all, with --quick six of them")
     parser.add_argument("--real", action="store_true", help="the real engine, with --model or on a GPU, instead")
@@ -246,7 +291,8 @@ def _measured(arguments: argparse.Namespace) -> Iterator[Record]:
     engines = arguments.engines or (QUICK_ENGINES if arguments.quick else list(ENGINES))
     for case in cases(arguments.quick):
         if arguments.cases is None or case.name in arguments.cases:
-            yield from measure(case, engines, arguments.seeds or (1 if arguments.quick else 3))
+            chosen = [name for name in engines if arguments.engines or not case.host or name in TIER_ENGINES]
+            yield from measure(case, chosen, arguments.seeds or (1 if arguments.quick else 5))
 
 
 if __name__ == "__main__":

@@ -48,6 +48,13 @@ def test_no_policy_is_below_the_limit(rho: float, seed: int) -> None:
         result = bench_agents.run(agents, engine, num_blocks, case)
         assert mean <= result.job_seconds.mean(), name
         assert makespan <= result.seconds, name
+    mean, makespan = agent_limits.least_times(
+        agents, bench_agents.DEVICE, num_blocks * 4, 6, bench_agents.STAGGER, below=num_blocks * 4
+    )
+    for name in bench_agents.TIER_ENGINES:
+        result = bench_agents.run(agents, bench_agents.ENGINES[name], num_blocks, case, num_blocks)
+        assert mean <= result.job_seconds.mean(), name
+        assert makespan <= result.seconds, name
     jobs = agent_limits.jobs_of(agents, bench_agents.DEVICE, num_blocks * 4)
     ours = np.array([job.least_seconds for job in jobs])
     assert (ours <= endless.least_seconds * (1 + 1e-9)).all()

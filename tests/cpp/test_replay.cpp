@@ -30,6 +30,31 @@ TEST(one_agent_alone) {
   CHECK_EQ(result.num_prefill_tokens, 27);
 }
 
+// Two agents, of whom the pool holds one: what the first loses goes to the host before, and comes back from there.
+TEST(a_context_that_comes_back_from_the_host) {
+  std::vector<ReplayAgent> agents(2);
+  agents[0].turns = {{-1, 40, 1, 100.0, -1.0, 0, -1}, {-1, 4, 1, 0.0, -1.0, 0, -1}};
+  agents[1].turns = {{-1, 56, 1, 0.0, -1.0, 0, -1}};
+  ReplayConfig with = config("lru");
+  with.num_blocks = 16;
+  with.num_slots = 2;
+  with.stagger = 40.0;  // the second begins after 20 s
+  ReplayConfig without = with;
+  with.num_host_blocks = 16;
+  with.link = {3.0, 0.25};
+  const ReplayResult result = replay(agents, with), again = replay(agents, without);
+  // Of the first one's ten blocks the second takes some. They come back in one transfer; four tokens and the first answer
+  // are new.
+  CHECK_EQ(result.num_prefill_tokens, 40 + 56 + 5);
+  CHECK(again.num_prefill_tokens > result.num_prefill_tokens);
+  CHECK(result.num_loaded_blocks > 0 && result.num_stored_blocks >= result.num_loaded_blocks);
+  const double load = 3.0 + 0.25 * static_cast<double>(result.num_loaded_blocks);
+  const double store = 3.0 + 0.25 * 2;  // of blocks of the second one that make room
+  CHECK(std::abs(result.resume_seconds[0] - (store + load + 0.5 + 0.5)) < 1e-9, result.resume_seconds[0], " ", load);
+  CHECK(result.link_busy_seconds >= load + 3.0 && result.link_busy_seconds < 60.0, result.link_busy_seconds);
+  CHECK_EQ(again.num_stored_blocks, 0);
+}
+
 TEST(a_replay_repeats_itself) {
   std::vector<ReplayAgent> agents(6);
   for (std::size_t i = 0; i < agents.size(); ++i)
@@ -42,6 +67,9 @@ TEST(a_replay_repeats_itself) {
     ReplayConfig once = config(policy);
     ReplayConfig again = config(policy);
     once.num_slots = again.num_slots = 4;
+    once.num_blocks = again.num_blocks = 60;
+    once.num_host_blocks = again.num_host_blocks = 40;
+    once.link = again.link = {0.1, 0.1};
     const ReplayResult first = replay(agents, once);
     CHECK(first.job_seconds == replay(agents, again).job_seconds);
     for (const double seconds : first.job_seconds) CHECK(seconds > 0.0, "an agent has not ended");
@@ -71,6 +99,9 @@ TEST(traces_that_cannot_be_are_refused) {
     spoil(spoilt);
     CHECK(refused(spoilt, config("lru")));
   }
+  ReplayConfig backwards = config("lru");
+  backwards.link.per_block = -1.0;
+  CHECK(refused(agents, backwards));
   ReplayConfig endless = config("lru");
   endless.device.base = std::nan("");
   CHECK(refused(agents, endless));

@@ -75,6 +75,7 @@ void bind_replay(py::module_& module) {
       .def_readwrite("stagger", &ReplayConfig::stagger)
       .def_readwrite("uses_sessions", &ReplayConfig::uses_sessions)
       .def_readwrite("tells_tools", &ReplayConfig::tells_tools)
+      .def_readwrite("num_host_blocks", &ReplayConfig::num_host_blocks)
       .def(
           "set_device",
           [](ReplayConfig& self, double base, double per_token, double per_token_pair, double decode_base,
@@ -82,7 +83,11 @@ void bind_replay(py::module_& module) {
             self.device = {base, {per_token, per_token_pair}, decode_base, per_decoded_context_token};
           },
           py::kw_only(), py::arg("base"), py::arg("per_token"), py::arg("per_token_pair"), py::arg("decode_base"),
-          py::arg("per_decoded_context_token"));
+          py::arg("per_decoded_context_token"))
+      .def(
+          "set_link",
+          [](ReplayConfig& self, double per_transfer, double per_block) { self.link = {per_transfer, per_block}; },
+          py::kw_only(), py::arg("per_transfer"), py::arg("per_block"));
   py::class_<ReplayResult>(module, "ReplayResult")
       .def_property_readonly("job_seconds", [](const ReplayResult& self) { return array_of(self.job_seconds); })
       .def_property_readonly("least_seconds", [](const ReplayResult& self) { return array_of(self.least_seconds); })
@@ -92,6 +97,9 @@ void bind_replay(py::module_& module) {
       .def_readonly("num_evicted_tokens", &ReplayResult::num_evicted_tokens)
       .def_readonly("num_expired_tokens", &ReplayResult::num_expired_tokens)
       .def_readonly("num_preemptions", &ReplayResult::num_preemptions)
+      .def_readonly("num_stored_blocks", &ReplayResult::num_stored_blocks)
+      .def_readonly("num_loaded_blocks", &ReplayResult::num_loaded_blocks)
+      .def_readonly("link_busy_seconds", &ReplayResult::link_busy_seconds)
       .def_readonly("seconds", &ReplayResult::seconds)
       .def_readonly("busy_seconds", &ReplayResult::busy_seconds)
       .def_readonly("mean_live_tokens", &ReplayResult::mean_live_tokens);

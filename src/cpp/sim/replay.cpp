@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <limits>
 #include <queue>
 #include <set>
 #include <unordered_map>
@@ -22,10 +23,36 @@ TokenId token_of(std::uint64_t writer, std::uint64_t position) {
   return static_cast<TokenId>((x >> 33) & 0x3FFFFFFF);
 }
 
+// Transfers end in the order in which they began.
+class Link {
+ public:
+  explicit Link(const ReplayLink& speed) : speed_(speed) {}
+
+  void start(const BlockTransfer& transfer, double now) {
+    const double seconds = speed_.per_transfer + speed_.per_block * static_cast<double>(transfer.copies.size());
+    busy_until_ = std::max(busy_until_, now) + seconds;
+    busy_seconds_ += seconds;
+    moving_.emplace(busy_until_, transfer.id);
+  }
+  double next_end() const { return moving_.empty() ? std::numeric_limits<double>::infinity() : moving_.front().first; }
+  TransferId take_ended() {
+    const TransferId id = moving_.front().second;
+    moving_.pop();
+    return id;
+  }
+  double busy_seconds() const { return busy_seconds_; }
+
+ private:
+  ReplayLink speed_;
+  std::queue<std::pair<double, TransferId>> moving_;  // when it ends
+  double busy_until_ = 0.0;
+  double busy_seconds_ = 0.0;
+};
+
 class Replay {
  public:
   Replay(const std::vector<ReplayAgent>& agents, const ReplayConfig& config)
-      : agents_(agents), config_(config), scheduler_(scheduler_config(config)), states_(agents.size()) {
+      : agents_(agents), config_(config), scheduler_(scheduler_config(config)), link_(config.link), states_(agents.size()) {
     scheduler_.set_step_cost(config.device.prefill);
     result_.job_seconds.resize(agents.size());
     result_.least_seconds.resize(agents.size());
@@ -37,7 +64,7 @@ class Replay {
     for (std::int32_t slot = 0; slot < config_.num_slots && next_root_ < roots_.size(); ++slot)
       push(config_.stagger * slot / config_.num_slots, roots_[next_root_++]);
     while (!due_.empty() || scheduler_.has_work()) {
-      if (!scheduler_.has_work() && now_ < due_.top().first) advance(due_.top().first);
+      if (!scheduler_.has_work()) idle();
       while (!due_.empty() && due_.top().first <= now_) {
         const std::size_t agent = due_.top().second;
         const double due = due_.top().first;
@@ -49,6 +76,9 @@ class Replay {
     result_.seconds = now_;
     result_.mean_live_tokens = live_token_seconds_ / std::max(full_seconds_, 1e-9);
     result_.num_preemptions = scheduler_.num_preemptions();
+    result_.num_stored_blocks = scheduler_.blocks().num_stored_blocks();
+    result_.num_loaded_blocks = scheduler_.blocks().num_loaded_blocks();
+    result_.link_busy_seconds = link_.busy_seconds();
     return std::move(result_);
   }
 
@@ -75,6 +105,7 @@ class Replay {
     result.max_num_batched_tokens = config.max_num_batched_tokens;
     result.max_model_len = config.max_model_len;
     result.max_wait_steps = config.max_wait_steps;
+    result.num_host_blocks = config.num_host_blocks;
     result.policy = config.policy;
     return result;
   }
@@ -88,6 +119,19 @@ class Replay {
     }
     now_ = until;
     scheduler_.set_now(now_);
+    while (link_.next_end() <= now_) scheduler_.finish_transfer(link_.take_ended());
+    start_transfers();
+  }
+
+  void start_transfers() {
+    for (const BlockTransfer& transfer : scheduler_.take_transfers()) link_.start(transfer, now_);
+  }
+
+  // Until a transfer has ended or the next turn comes.
+  void idle() {
+    double until = link_.next_end();
+    if (!due_.empty()) until = std::min(until, due_.top().first);
+    if (now_ < until) advance(until);
   }
 
   void begin(std::size_t agent, State& state, double due) {
@@ -149,7 +193,11 @@ class Replay {
 
   void step() {
     const StepPlan& plan = scheduler_.schedule();
-    PAGED_INVARIANT(!plan.sequences.empty(), "the replay stands still");
+    start_transfers();
+    if (plan.sequences.empty()) {
+      PAGED_INVARIANT(scheduler_.blocks().has_transfers(), "the replay stands still");
+      return idle();
+    }
     const ReplayDevice& device = config_.device;
     double seconds = device.base;
     bool decodes = false;
@@ -173,6 +221,7 @@ class Replay {
         sampled_.push_back(token_of(~scheduled.id, static_cast<std::uint64_t>(scheduled.sampled_position())));
     events_.clear();
     scheduler_.commit(plan, sampled_, events_);
+    start_transfers();
     for (const TokenEvent& event : events_) take(event);
   }
 
@@ -230,6 +279,7 @@ class Replay {
   const std::vector<ReplayAgent>& agents_;
   const ReplayConfig& config_;
   Scheduler scheduler_;
+  Link link_;
   std::vector<State> states_;
   std::vector<std::size_t> roots_;
   std::size_t next_root_ = 0;
@@ -263,6 +313,9 @@ void check_config(const ReplayConfig& config) {
   check_seconds(config.device.prefill.per_token_pair, "per_token_pair");
   check_seconds(config.device.decode_base, "decode_base");
   check_seconds(config.device.per_decoded_context_token, "per_decoded_context_token");
+  PAGED_CHECK(config.num_host_blocks >= 0, "num_host_blocks must be at least 0, got ", config.num_host_blocks);
+  check_seconds(config.link.per_transfer, "per_transfer");
+  check_seconds(config.link.per_block, "per_block");
 }
 
 // Tokens after the turn, which begins with `length` of them.

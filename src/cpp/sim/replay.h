@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Agents replayed against the real scheduler, block manager and policies on a virtual clock: only the device is a
-// model, which says how long a step takes. Hours of agents take seconds; the same trace gives the same numbers.
+// Agents replayed against the real scheduler, block manager, tiers and policies on a virtual clock: only the device and
+// the link to the host's memory are models, which say how long a step and a transfer take. Hours of agents take
+// seconds; the same trace gives the same numbers.
 #pragma once
 
 #include <cstdint>
@@ -18,6 +19,12 @@ struct ReplayDevice {
   StepCost prefill = {};
   double decode_base = 0.0;
   double per_decoded_context_token = 0.0;
+};
+
+// Moves blocks between the device and the host, one transfer after the other, whichever way they go.
+struct ReplayLink {
+  double per_transfer = 0.0;
+  double per_block = 0.0;
 };
 
 struct ReplayTurn {
@@ -48,8 +55,10 @@ struct ReplayConfig {
   double stagger = 0.0;        // seconds over which the first ones begin
   bool uses_sessions = true;   // false: each turn is a request of its own
   bool tells_tools = true;     // false: pauses are not announced
+  std::int32_t num_host_blocks = 0;
   std::shared_ptr<Policy> policy = nullptr;
   ReplayDevice device = {};
+  ReplayLink link = {};
 };
 
 struct ReplayResult {
@@ -61,8 +70,11 @@ struct ReplayResult {
   std::int64_t num_evicted_tokens = 0;  // computed again: taken from sessions that were expected,
   std::int64_t num_expired_tokens = 0;  // and from those that were not
   std::int64_t num_preemptions = 0;
-  double seconds = 0.0;  // on the virtual clock
+  std::int64_t num_stored_blocks = 0;  // copied to the host
+  std::int64_t num_loaded_blocks = 0;  // and back
+  double seconds = 0.0;                // on the virtual clock
   double busy_seconds = 0.0;
+  double link_busy_seconds = 0.0;
   double mean_live_tokens = 0.0;  // own ones of agents that have begun and not ended, while half the slots are taken
 };
 
