@@ -8,11 +8,15 @@
 
 #include "cpu/kernel_table.h"
 
+namespace paged::cpu::PAGED_ISA_OF_LINEAR_INTEGER {
+// acc[rows of the tile][acc_stride] = the products of the tile, or false where its weights are of another kind.
+bool multiply_integers(const LinearTile& tile, float* acc, int acc_stride, std::byte* scratch);
+}  // namespace paged::cpu::PAGED_ISA_OF_LINEAR_INTEGER
+
 namespace paged::cpu::PAGED_ISA_NAMESPACE {
 
 inline constexpr int kIntegerScratch = 64 * 1024;
 
-// acc[rows of the tile][acc_stride] = the products of the tile, or false where its weights are of another kind.
-bool multiply_integers(const LinearTile& tile, float* acc, int acc_stride, std::byte* scratch);
+using PAGED_ISA_OF_LINEAR_INTEGER::multiply_integers;
 
 }  // namespace paged::cpu::PAGED_ISA_NAMESPACE
