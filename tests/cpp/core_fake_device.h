@@ -12,7 +12,9 @@
 #include <functional>
 #include <map>
 #include <set>
+#include <span>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -99,18 +101,14 @@ class FakeDevice {
 
   // A transfer that has begun: what it writes means nothing until it has ended.
   void begin(const BlockTransfer& transfer) {
-    for (const auto& [block, host_slot] : transfer.copies)
-      for (std::int32_t offset = 0; offset < block_size_; ++offset)
-        (transfer.to_host ? host_[{host_slot, offset}] : slot(block * block_size_ + offset)) = 0xDEAD;
+    for (const auto& [from, to] : transfer.copies)
+      for (std::int32_t offset = 0; offset < block_size_; ++offset) at(to, offset) = 0xDEAD;
   }
-  void end(const BlockTransfer& transfer) {
-    for (const auto& [block, host_slot] : transfer.copies)
-      for (std::int32_t offset = 0; offset < block_size_; ++offset) {
-        std::uint64_t& on_host = host_[{host_slot, offset}];
-        std::uint64_t& on_device = slot(block * block_size_ + offset);
-        transfer.to_host ? on_host = on_device : on_device = on_host;
-      }
-    (transfer.to_host ? num_blocks_stored : num_blocks_loaded) += std::ssize(transfer.copies);
+  // So many copies of it were made.
+  void end(const BlockTransfer& transfer, std::int32_t num_done) {
+    for (const auto& [from, to] : std::span(transfer.copies).first(static_cast<std::size_t>(num_done)))
+      for (std::int32_t offset = 0; offset < block_size_; ++offset) at(to, offset) = at(from, offset);
+    (transfer.is_load() ? num_blocks_loaded : num_blocks_stored) += num_done;
   }
   std::int64_t num_blocks_stored = 0, num_blocks_loaded = 0;
 
@@ -182,11 +180,15 @@ class FakeDevice {
   std::uint64_t attended(std::int32_t row, std::int32_t position) {
     return slot(block_tables_.at(table_entry(row, position)) * block_size_ + position % block_size_);
   }
+  std::uint64_t& at(const Place& place, std::int32_t offset) {
+    if (place.tier == Tier::kDevice) return slot(place.index * block_size_ + offset);
+    return below_[{place.tier, place.index, offset}];
+  }
   std::uint64_t& slot(std::int32_t index) { return pool_.at(static_cast<std::size_t>(index)); }
 
   std::int32_t block_size_;
   std::int32_t stride_ = 0;
-  std::map<std::pair<HostSlot, std::int32_t>, std::uint64_t> host_;
+  std::map<std::tuple<Tier, std::int32_t, std::int32_t>, std::uint64_t> below_;
   std::vector<std::uint64_t> pool_;    // [num_blocks * block_size]
   std::vector<BlockId> block_tables_;  // [max_num_sequences, stride_] changed by what launches say has changed
   std::vector<TokenId> last_sampled_;  // [max_num_sequences] by row

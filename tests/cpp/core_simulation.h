@@ -133,15 +133,19 @@ class Simulation {
   }
 
   void begin_transfers() {
+    for (const TransferId id : scheduler.take_cancelled()) cancelled.insert(id);
     for (BlockTransfer& transfer : scheduler.take_transfers()) {
       device.begin(transfer);
       transfers.push_back(std::move(transfer));
     }
   }
-  void end_transfer() {  // the oldest
-    device.end(transfers.front());
-    scheduler.finish_transfer(transfers.front().id);
-    transfers.pop_front();
+  // `num_done` of its copies were made; with an error, the next one failed.
+  void end_transfer(std::size_t index = 0, std::int32_t num_done = 1 << 30, const std::string& error = {}) {
+    const BlockTransfer transfer = transfers.at(index);
+    transfers.erase(transfers.begin() + static_cast<std::ptrdiff_t>(index));
+    num_done = std::min(num_done, static_cast<std::int32_t>(transfer.copies.size()));
+    device.end(transfer, num_done);
+    scheduler.finish_transfer(transfer.id, {num_done, error});
     begin_transfers();
     check();
   }
@@ -181,6 +185,7 @@ class Simulation {
   std::map<SequenceId, Living> living;
   std::map<SequenceId, Finished> finished;
   std::deque<BlockTransfer> transfers;  // begun
+  std::set<TransferId> cancelled;       // ever
   std::map<SequenceId, TokenId> owed;   // tokens that the host has yet to bring
 
  private:

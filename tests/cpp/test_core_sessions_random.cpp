@@ -18,9 +18,16 @@ namespace {
 
 using test::Simulation;
 
+struct Totals {
+  std::int64_t num_missed = 0, num_reused = 0;
+  std::int64_t num_stored = 0, num_loaded = 0, num_from_disk = 0;
+  std::int64_t num_unreadable = 0, num_unreadable_tokens = 0, num_cancelled = 0;
+};
+
 class RandomSessions {
  public:
-  RandomSessions(unsigned seed, const SchedulerConfig& config) : random_(seed), config_(config), simulation_(config) {
+  RandomSessions(unsigned seed, const SchedulerConfig& config)
+      : random_(seed), config_(config), simulation_(config), fails_to_write_(seed % 4 == 3) {
     simulation_.scheduler.set_step_cost({1e-2, 1e-5});
   }
 
@@ -29,7 +36,7 @@ class RandomSessions {
       now_ += std::exp(std::normal_distribution<double>(-2.0, 2.0)(random_));
       simulation_.scheduler.set_now(now_);
       command();
-      if (config_.num_host_blocks > 0) move_blocks();
+      if (config_.num_host_blocks + config_.num_disk_blocks > 0) move_blocks();
       if (below(4) == 0) add();
       if (below(40) == 0 && !simulation_.living.empty()) simulation_.remove(simulation_.living.begin()->first);
       simulation_.step();
@@ -42,16 +49,22 @@ class RandomSessions {
       if (finished == simulation_.finished.end()) continue;  // removed
       CHECK(finished->second.tokens == simulation_.expected(spec).tokens, "sequence ", spec.id);
     }
-    for (const SessionId id : std::vector(open_)) table().close(id);
+    for (const SessionId id : std::vector(open_)) close(id);
     simulation_.scheduler.check_integrity();
     CHECK_EQ(table().size(), 0u);
     CHECK_EQ(simulation_.scheduler.blocks().num_held_blocks(), 0);
   }
 
-  std::int64_t num_missed_tokens() const { return num_missed_tokens_; }
-  std::int64_t num_stored_blocks() const { return simulation_.device.num_blocks_stored; }
-  std::int64_t num_loaded_blocks() const { return simulation_.device.num_blocks_loaded; }
-  std::int64_t num_reused_tokens() const { return simulation_.scheduler.num_cached_tokens(); }
+  void add_to(Totals& totals) const {
+    totals.num_missed += num_missed_tokens_;
+    totals.num_reused += simulation_.scheduler.num_cached_tokens();
+    totals.num_stored += simulation_.device.num_blocks_stored;
+    totals.num_loaded += simulation_.device.num_blocks_loaded;
+    totals.num_from_disk += simulation_.scheduler.blocks().traffic(Tier::kDisk).num_loaded;
+    totals.num_unreadable += num_unreadable_;
+    totals.num_unreadable_tokens += num_unreadable_tokens_;
+    totals.num_cancelled += num_cancelled_;
+  }
 
  private:
   int below(int limit) { return std::uniform_int_distribution<int>(0, limit - 1)(random_); }
@@ -85,9 +98,37 @@ class RandomSessions {
   }
 
   void move_blocks() {
-    if (!open_.empty() && below(2)) below(2) ? table().demote(any()) : table().prefetch(any());
+    if (!open_.empty() && below(2)) {
+      const SessionId id = any();
+      if (below(2)) {
+        if (table().prefetch(id).num_blocks > 0 && below(2)) below(2) ? table().demote(id) : table().rewind(id, 1);
+      } else {
+        table().demote(id, below(2) ? Tier::kHost : Tier::kDisk);
+      }
+    }
     simulation_.begin_transfers();
-    if (!simulation_.transfers.empty() && below(3) == 0) simulation_.end_transfer();
+    if (!simulation_.transfers.empty() && below(3) == 0) end_transfer();
+  }
+
+  // Any of them: cancelled ones wherever they are, some others with an error of the disk.
+  void end_transfer() {
+    const auto index = static_cast<std::size_t>(below(static_cast<int>(simulation_.transfers.size())));
+    const BlockTransfer& transfer = simulation_.transfers[index];
+    const auto count = static_cast<int>(transfer.copies.size());
+    const int last = below(count);
+    const auto& [from, to] = transfer.copies[static_cast<std::size_t>(last)];
+    if (from.tier == Tier::kDisk && below(4) == 0) {
+      ++num_unreadable_;
+      simulation_.end_transfer(index, last, "unreadable");
+    } else if (to.tier == Tier::kDisk && fails_to_write_ && below(60) == 0) {
+      simulation_.end_transfer(index, last, "full");
+      CHECK_EQ(simulation_.scheduler.blocks().write_error(), "full");
+    } else if (simulation_.cancelled.contains(transfer.id)) {
+      num_cancelled_ += last < count ? 1 : 0;
+      simulation_.end_transfer(index, last);
+    } else {
+      simulation_.end_transfer(index);
+    }
   }
 
   Expectation expectation(double seconds) {
@@ -122,7 +163,10 @@ class RandomSessions {
   }
 
   void close(SessionId id) {
-    for (const Miss& miss : table().report(id).misses) num_missed_tokens_ += miss.num_tokens;
+    for (const Miss& miss : table().report(id).misses) {
+      num_missed_tokens_ += miss.num_tokens;
+      num_unreadable_tokens_ += miss.cause == MissCause::kUnreadable ? miss.num_tokens : 0;
+    }
     const bool waits = table().may_begin_turn(id);
     CHECK(table().close(id).status == (waits ? ReceiptStatus::kAccepted : ReceiptStatus::kDeferred));
     if (waits) CHECK(table().close(id).status == ReceiptStatus::kRejected, "closed twice");
@@ -150,13 +194,15 @@ class RandomSessions {
   SequenceId next_id_ = 1;
   double now_ = 0.0;
   std::int64_t num_missed_tokens_ = 0;
+  std::int64_t num_unreadable_tokens_ = 0;
+  std::int64_t num_unreadable_ = 0;
+  std::int64_t num_cancelled_ = 0;
+  bool fails_to_write_;
 };
 
 template <typename MakePolicy>
-void run_seeds(const MakePolicy& make_policy, std::int32_t num_blocks, std::int32_t num_host_blocks = 0) {
-  std::int64_t num_stored = 0, num_loaded = 0;
-  std::int64_t num_missed = 0;
-  std::int64_t num_reused = 0;
+Totals run_seeds(const MakePolicy& make_policy, std::int32_t num_blocks, const TierSizes& lower = {}) {
+  Totals totals;
   for (unsigned seed = 0; seed < 12; ++seed) {
     SchedulerConfig config{.num_blocks = num_blocks,
                            .block_size = 3,
@@ -166,32 +212,43 @@ void run_seeds(const MakePolicy& make_policy, std::int32_t num_blocks, std::int3
                            .max_wait_steps = 20};
     config.max_steps_in_flight = 1 + static_cast<std::int32_t>(seed % 3);
     config.policy = make_policy();
-    config.num_host_blocks = num_host_blocks;
+    config.num_host_blocks = lower.host;
+    config.num_disk_blocks = lower.disk;
     RandomSessions sessions(seed, config);
     sessions.run(400);
-    num_missed += sessions.num_missed_tokens();
-    num_reused += sessions.num_reused_tokens();
-    num_stored += sessions.num_stored_blocks();
-    num_loaded += sessions.num_loaded_blocks();
+    sessions.add_to(totals);
   }
-  CHECK(num_reused > 1000, num_reused);
-  if (num_host_blocks > 0) {
-    CHECK(num_stored > 1000, num_stored);
-    CHECK(num_loaded > 20, num_loaded);
+  CHECK(totals.num_reused > 1000, totals.num_reused);
+  if (lower.host + lower.disk > 0) {
+    CHECK(totals.num_stored > 1000, totals.num_stored);
+    CHECK(totals.num_loaded > 20, totals.num_loaded);
+    if (lower.host + lower.disk > 30) CHECK(totals.num_cancelled > 0);
   } else if (num_blocks < 100) {
-    CHECK(num_missed > 100, num_missed);
+    CHECK(totals.num_missed > 100, totals.num_missed);
   }
+  return totals;
 }
 
 TEST(random_sessions_under_lru) {
   run_seeds([] { return std::make_shared<LruPolicy>(); }, 40);
 }
 TEST(random_sessions_with_a_host_tier) {
-  for (const std::int32_t num_host_blocks : {3, 30, 300})
-    run_seeds([] { return std::make_shared<HazardPolicy>(); }, 40, num_host_blocks);
+  for (const std::int32_t host : {3, 30, 300})
+    run_seeds([] { return std::make_shared<HazardPolicy>(); }, 40, {.host = host});
 }
-TEST(random_sessions_under_lru_with_a_host_tier) {
-  run_seeds([] { return std::make_shared<LruPolicy>(); }, 40, 60);
+TEST(random_sessions_with_a_host_tier_and_a_disk) {
+  std::int64_t num_unreadable_tokens = 0;
+  for (const TierSizes lower : {TierSizes{0, 300}, {3, 5}, {5, 40}, {20, 300}, {300, 20}}) {
+    const Totals totals = run_seeds([] { return std::make_shared<HazardPolicy>(); }, 40, lower);
+    CHECK(totals.num_from_disk > 5, totals.num_from_disk);
+    CHECK(totals.num_unreadable > 0);
+    num_unreadable_tokens += totals.num_unreadable_tokens;
+  }
+  CHECK(num_unreadable_tokens > 0, "nobody was told why");
+}
+TEST(random_sessions_under_lru_with_tiers) {
+  run_seeds([] { return std::make_shared<LruPolicy>(); }, 40, {.host = 60});
+  run_seeds([] { return std::make_shared<LruPolicy>(); }, 40, {10, 60});
 }
 TEST(random_sessions_under_ttl) {
   run_seeds([] { return std::make_shared<TtlPolicy>(1.0); }, 40);

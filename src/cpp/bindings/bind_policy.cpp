@@ -33,7 +33,8 @@ const char* name_of(SessionEvent event) {
 Tier tier_of(const std::string& name) {
   if (name == "device") return Tier::kDevice;
   if (name == "host") return Tier::kHost;
-  PAGED_CHECK(name == "nowhere", "a session is placed on the device, on the host or nowhere, got ", name);
+  if (name == "disk") return Tier::kDisk;
+  PAGED_CHECK(name == "nowhere", "a session is placed on the device, on the host, on the disk or nowhere, got ", name);
   return Tier::kNowhere;
 }
 

@@ -33,6 +33,7 @@ const char* name_of(ReceiptStatus status) {
 
 const char* name_of(MissCause cause) {
   switch (cause) {
+    case MissCause::kUnreadable: return "unreadable";
     case MissCause::kEvicted: return "evicted";
     case MissCause::kExpired: return "expired";
     case MissCause::kEdited: return "edited";

@@ -33,9 +33,17 @@ BlockManager::BlockManager(const BlockManagerConfig& config, BlockHash hash, std
       block_tenants_(references_.size(), kNoTenant),
       num_leasable_(std::max(0, config.num_blocks - config.num_step_blocks)),
       pressure_{config.num_blocks, config.block_size} {
-  if (config.num_host_blocks == 0 || !config.enable_prefix_caching) return;
-  host_ = std::make_unique<HostTier>(config.num_host_blocks, cache_, hash);
-  pressure_.num_host_blocks = config.num_host_blocks;
+  if ((config.lower.host == 0 && config.lower.disk == 0) || !config.enable_prefix_caching) return;
+  lower_ = std::make_unique<LowerTiers>(config.lower, cache_, hash, [this](double seconds) {
+    return policy_ == nullptr || policy_->keeps_by_age(Tier::kDisk, seconds, pressure_);
+  });
+  pressure_.num_host_blocks = config.lower.host;
+  pressure_.num_disk_blocks = config.lower.disk;
+}
+
+void BlockManager::set_now(double seconds) {
+  now_ = seconds;
+  if (lower_ != nullptr) lower_->set_now(seconds);
 }
 
 bool BlockManager::admit(Sequence& sequence, std::int32_t num_spare_blocks, bool may_take_held) {
@@ -58,7 +66,7 @@ bool BlockManager::admit(Sequence& sequence, std::int32_t num_spare_blocks, bool
     return false;
   }
   for (const BlockId block : sequence.block_table) retain(block);  // before allocate() could evict one
-  if (host_ != nullptr && (waits_for_load(sequence) || waits_for_store(sequence, num_new))) {
+  if (lower_ != nullptr && (waits_for_load(sequence) || waits_for_store(sequence, num_new))) {
     for (auto block = sequence.block_table.rbegin(); block != sequence.block_table.rend(); ++block)
       release(*block, true);
     sequence.block_table.clear();
@@ -160,7 +168,7 @@ void BlockManager::evict(BlockId block, SequenceId by) {
   }
   const ContentId content = cache_.content_id(block);
   cache_.erase(block);
-  if (host_ != nullptr) host_->left_device(content);
+  if (lower_ != nullptr) lower_->left_device(content);
   was_shared_[static_cast<std::size_t>(block)] = false;
   const BlockId exposed = order_.leave(block);
   if (exposed != kNoBlock) order_.reprice(exposed, worth_of(exposed));

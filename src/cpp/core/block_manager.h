@@ -19,8 +19,10 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <map>
 #include <memory>
 #include <span>
@@ -29,7 +31,7 @@
 #include <vector>
 
 #include "core/eviction_order.h"
-#include "core/host_tier.h"
+#include "core/lower_tiers.h"
 #include "core/owner_table.h"
 #include "core/policy.h"
 #include "core/prefix_cache.h"
@@ -46,7 +48,7 @@ struct BlockManagerConfig {
   bool cache_generated_tokens = true;    // false: only blocks of a sequence's prompt are cached and found
   std::int32_t num_step_blocks = 0;      // that one step may need: leases leave as many
   std::int32_t num_sequence_blocks = 0;  // that the longest sequence may need: floors leave as many
-  std::int32_t num_host_blocks = 0;      // slots for copies of cached blocks; 0: there is no tier below the device
+  TierSizes lower = {};                  // for copies of cached blocks
 };
 
 // Blocks to copy before the step writes its own keys and values. No block is both a source and a destination, so the
@@ -65,21 +67,48 @@ struct Eviction {
 
 using TransferId = std::uint64_t;
 
-// Blocks to be copied between the device and the host's memory; each may take its time, and ends with
-// finish_transfer().
+// Where a block or a copy of one is.
+struct Place {
+  Tier tier = Tier::kNowhere;
+  std::int32_t index = -1;  // block of the device, or slot of a tier below
+};
+
+// Blocks to be copied from tier to tier, one after the other; each may take its time. Those of one transfer go to the
+// device, or none does. It ends with finish_transfer().
 struct BlockTransfer {
   struct Copy {
-    BlockId block;
-    HostSlot slot;
+    Place from;
+    Place to;
   };
   TransferId id = 0;
-  bool to_host = false;
   std::vector<Copy> copies = {};
+
+  bool is_load() const { return copies.front().to.tier == Tier::kDevice; }
+  bool is_spill() const { return copies.front().from.tier == Tier::kHost && !is_load(); }
+};
+
+// How it ended: all copies before this one were made. With an error this one failed, and the others were not begun.
+struct TransferEnd {
+  std::int32_t num_done = std::numeric_limits<std::int32_t>::max();
+  std::string error = {};
 };
 
 struct Residency {
   std::int32_t num_on_device = 0;
   std::int32_t num_on_host = 0;  // of the same blocks or others
+  std::int32_t num_on_disk = 0;
+};
+
+// Blocks that a command found where it takes them from or where they should be, and those that are there or on the way.
+struct StoredPath {
+  std::int32_t num_found = 0;
+  std::int32_t num_stored = 0;
+};
+
+// Blocks that ever came to a tier, and that went from there to the device.
+struct TierTraffic {
+  std::int64_t num_stored = 0;
+  std::int64_t num_loaded = 0;
 };
 
 class BlockManager {
@@ -144,28 +173,36 @@ class BlockManager {
   const TenantLedger& tenants() const { return tenants_; }
   const OwnerTable& owners() const { return owners_; }
   void set_on_eviction(OnEviction on_eviction) { on_eviction_ = std::move(on_eviction); }
-  void set_now(double seconds) { now_ = seconds; }
+  void set_now(double seconds);
   Pressure& pressure() { return pressure_; }
   const Pressure& pressure() const { return pressure_; }
   std::int32_t num_held_blocks() const { return num_held_free_; }  // free, but held for their owners
 
-  // The host's tier (block_transfers.cpp). All do nothing without one.
-  // Copies of a path's blocks, as far as transfers may take the pool; how many have one, or will.
-  std::int32_t store_path(OwnerSlot owner);
+  // The tiers below the device (block_transfers.cpp). All do nothing without one.
+  // Copies of what there is of the tokens' blocks in the tier, as far as transfers may take the pool and the tiers.
+  // With the disk, what the host has of them goes first there.
+  StoredPath store_path(ContentId root, std::span<const TokenId> tokens, Tier tier);
   void store_ahead();  // to be called once a step
-  // Begins to load what the host has of the tokens behind the owner's path, into blocks that are held for nobody.
-  std::int32_t prefetch(OwnerSlot owner, ContentId root, std::span<const TokenId> tokens);
+  // Begins to load what the tiers have of the tokens behind the owner's path, into blocks that are held for nobody.
+  std::int32_t prefetch(OwnerSlot owner, SessionId session, ContentId root, std::span<const TokenId> tokens);
+  void cancel_prefetch(SessionId session);  // the copies of it that have not begun
   std::int32_t num_loadable(OwnerSlot owner, ContentId root, std::span<const TokenId> tokens) const;
   // The owner's path gets what is cached of the tokens behind it. Its last block.
   BlockId adopt(OwnerSlot owner, ContentId root, std::span<const TokenId> tokens);
   Residency residency(ContentId root, std::span<const TokenId> tokens) const;
   std::vector<BlockTransfer> take_transfers();
-  void finish_transfer(TransferId id);
+  std::vector<TransferId> take_cancelled();  // which may have ended meanwhile
+  void finish_transfer(TransferId id, const TransferEnd& end = {});
   bool has_transfers() const { return !moving_.empty(); }
   void count_transfer_references(std::vector<std::int32_t>& references) const;
-  std::int64_t num_stored_blocks() const { return num_stored_blocks_; }  // copied to the host, ever
-  std::int64_t num_loaded_blocks() const { return num_loaded_blocks_; }
-  std::int32_t num_host_copies() const { return host_ == nullptr ? 0 : host_->size(); }
+  const TierTraffic& traffic(Tier tier) const { return traffic_[tier == Tier::kHost ? 0 : 1]; }
+  std::int32_t num_copies(Tier tier) const { return lower_ == nullptr ? 0 : lower_->size(tier); }
+  std::int64_t num_failed_transfers() const { return num_failed_transfers_; }
+  // Why the tier takes nothing more; empty: it does.
+  const std::string& write_error() const { return write_error_; }
+  // A session's blocks could not be read back.
+  using OnUnreadable = std::function<void(SessionId, std::int32_t num_blocks)>;
+  void set_on_unreadable(OnUnreadable on_unreadable) { on_unreadable_ = std::move(on_unreadable); }
 
   // Every sequence holds its salt's root from creation to destruction.
   ContentId acquire_root(const std::string& salt) { return cache_.salts().acquire(salt); }
@@ -220,23 +257,31 @@ class BlockManager {
   std::int32_t num_servable_blocks(const Sequence& sequence) const;
 
   struct Moving {  // a transfer that has not ended
-    bool to_host;
-    std::int32_t num_leaving;   // of its last blocks, that leave the device then
-    std::vector<BlockId> held;  // referenced: to the host, as far as is copied; else what comes before the loaded ones
-    std::vector<BlockTransfer::Copy> copies;
-    std::vector<ContentId> contents;  // that are loaded
+    std::vector<BlockTransfer::Copy> copies = {};
+    std::vector<ContentId> contents = {};  // of each copy
+    std::vector<BlockId> held = {};        // referenced: as far as is copied, or what comes before the loaded ones
+    std::int32_t num_leaving = 0;          // of those, from the end on, that leave the device then
+    SessionId session = 0;                 // for which it loads
+    bool is_prefetch = false;
   };
   std::int32_t num_storable() const;
   std::vector<BlockId> path_to(BlockId block) const;
-  std::int32_t store(std::vector<BlockId> path, std::size_t begin, bool then_evict);
+  void begin_transfer(Moving moving);
+  Place place_below(BlockId block);
+  void store(std::vector<BlockId> path, std::size_t begin, Tier tier, bool leaves);
+  void spill(std::span<const ContentId> contents);
+  void spill_ahead();
+  void expose_on_host(std::span<const ContentId> contents);
   std::vector<ContentId> loadable(ContentId parent, std::span<const TokenId> tokens, bool& on_its_way) const;
-  void load(const Sequence& taker, BlockId previous, std::span<const ContentId> contents);
+  void load(const Sequence& taker, BlockId previous, std::span<const ContentId> contents, bool is_prefetch);
   bool waits_for_load(Sequence& sequence);
   bool waits_for_store(Sequence& sequence, std::int32_t num_new);
   void make_blank(std::int32_t count);
-  void finish_store(const Moving& moving);
-  void finish_load(const Moving& moving);
+  void finish_store(const Moving& moving, std::int32_t num_done);
+  void finish_load(const Moving& moving, std::int32_t num_done, bool failed);
+  void drop_unreadable(const Moving& moving, std::size_t failed);
   void release_held(const Moving& moving);
+  TierTraffic& traffic_of(Tier tier) { return traffic_[tier == Tier::kHost ? 0 : 1]; }
 
   BlockManagerConfig config_;
   std::vector<std::int32_t> references_;       // [num_blocks]
@@ -259,14 +304,18 @@ class BlockManager {
   double now_ = 0.0;
   Pressure pressure_;
   OnEviction on_eviction_;
-  std::unique_ptr<HostTier> host_;  // may be null
+  std::unique_ptr<LowerTiers> lower_;  // may be null
   std::map<TransferId, Moving> moving_;
   std::vector<BlockTransfer> new_transfers_;
+  std::vector<TransferId> cancelled_;
   TransferId next_transfer_ = 1;
-  std::int32_t num_moving_ = 0;   // blocks of transfers
-  std::int32_t num_leaving_ = 0;  // of those, that leave the device with their transfer's end
-  std::int64_t num_stored_blocks_ = 0;
-  std::int64_t num_loaded_blocks_ = 0;
+  std::int32_t num_moving_ = 0;    // blocks of the device in transfers
+  std::int32_t num_leaving_ = 0;   // of those, that leave the device with their transfer's end
+  std::int32_t num_spilling_ = 0;  // slots of the host in transfers to the disk
+  std::array<TierTraffic, 2> traffic_;
+  std::int64_t num_failed_transfers_ = 0;
+  std::string write_error_;
+  OnUnreadable on_unreadable_;
 };
 
 }  // namespace paged

@@ -17,7 +17,7 @@ void BlockManager::check_integrity() const {
     PAGED_INVARIANT(order_.is_cached(block) == cache_.contains(block), "block ", block, " is cached or not, unordered");
   }
   cache_.check_integrity();
-  if (host_ != nullptr) host_->check_integrity();
+  if (lower_ != nullptr) lower_->check_integrity();
   check_owners();
 }
 

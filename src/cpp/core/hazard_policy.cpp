@@ -13,16 +13,22 @@ constexpr double kTrustWeight = 4.0;     // and the trust in guesses, at first
 constexpr double kDoubt = 1.0 / 8;       // that quantiles are right, against the rule for no data
 constexpr double kFade = 0.02;           // of the record of who foretells better
 constexpr double kLeastShare = 1e-3;     // what the unforeseen counts as, there
-constexpr double kHostRent = 1e-4;       // and the host's tier
 constexpr double kQueueRate = 20.0;      // a turn that waits to be admitted is as good as back
 constexpr double kRoomRate = 0.02;       // one that waits for room comes later
 constexpr double kLeastSeconds = 0.05;   // between two scores of a session
 constexpr double kRent = 0.1;            // of the whole pool for a second, in seconds of the device
+constexpr double kHostRent = 1e-4;       // of the whole host's tier, and of the disk's
+constexpr double kDiskRent = 1e-6;
 constexpr double kColdShare = 1.0 / 8;   // of its tokens lost: a session is to be built up again
 constexpr double kUnownedReturn = 0.5;   // blocks of nobody: of those that come back, by the rule for no data
 constexpr double kUnownedSeconds = 1.0;
 
 double rent(const Pressure& pressure) { return kRent / pressure.num_blocks; }
+
+bool is_worth(double value, Tier tier, const Pressure& pressure) {
+  const std::int32_t num_blocks = tier == Tier::kHost ? pressure.num_host_blocks : pressure.num_disk_blocks;
+  return num_blocks > 0 && value > (tier == Tier::kHost ? kHostRent : kDiskRent) / num_blocks;
+}
 
 bool is_away(const SessionView& session) {
   return session.state == SessionState::kIdle || session.state == SessionState::kPaused;
@@ -102,8 +108,13 @@ double HazardPolicy::score_by_age(double seconds, const Pressure& pressure) cons
 Tier HazardPolicy::place(const SessionView& session, const Pressure& pressure) const {
   const Score now = score(session, pressure);
   if (now.hold) return Tier::kDevice;
-  const double host_rent = kHostRent / std::max(1, pressure.num_host_blocks);
-  return pressure.num_host_blocks > 0 && now.value > host_rent ? Tier::kHost : Tier::kNowhere;
+  for (const Tier tier : {Tier::kHost, Tier::kDisk})
+    if (is_worth(now.value, tier, pressure)) return tier;
+  return Tier::kNowhere;
+}
+
+bool HazardPolicy::keeps_by_age(Tier tier, double seconds, const Pressure& pressure) const {
+  return is_worth(score_by_age(seconds, pressure), tier, pressure);
 }
 
 bool HazardPolicy::admit(const SessionView& session, const Pressure&) const {

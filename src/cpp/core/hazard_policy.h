@@ -26,6 +26,7 @@ class HazardPolicy : public Policy {
   Score score(const SessionView& session, const Pressure& pressure) const override;
   double score_by_age(double seconds, const Pressure& pressure) const override;
   Tier place(const SessionView& session, const Pressure& pressure) const override;
+  bool keeps_by_age(Tier tier, double seconds, const Pressure& pressure) const override;
   bool admit(const SessionView& session, const Pressure& pressure) const override;
   bool orders_by_session() const override { return true; }
   bool forgets_superseded() const override { return true; }

@@ -28,7 +28,8 @@ struct Pressure {
   std::int32_t num_blocks = 0;
   std::int32_t block_size = 0;
   StepCost cost = {};
-  std::int32_t num_host_blocks = 0;  // of the tier below; 0: there is none
+  std::int32_t num_host_blocks = 0;  // of the tiers below; 0: there is none
+  std::int32_t num_disk_blocks = 0;
 };
 
 enum class SessionState : std::uint8_t {
@@ -65,8 +66,6 @@ struct Score {
   double expected_in = std::numeric_limits<double>::infinity();  // seconds until it is back, as far as is known
 };
 
-enum class Tier : std::uint8_t { kDevice, kHost, kNowhere };
-
 enum class SessionEvent : std::uint8_t {
   kPaused,
   kReturned,  // a turn came; the view is as it was before
@@ -81,8 +80,10 @@ class Policy {
   virtual Score score(const SessionView& session, const Pressure& pressure) const = 0;
   // What a block is worth that nobody owns and nobody has used for so long.
   virtual double score_by_age(double seconds, const Pressure& pressure) const = 0;
-  // Where the session's blocks belong while it is away.
+  // Where the session's blocks belong while it is away: a tier that there is, or nowhere.
   virtual Tier place(const SessionView& session, const Pressure& pressure) const = 0;
+  // Whether what nobody has used for so long is worth a block of the tier.
+  virtual bool keeps_by_age(Tier, double /*seconds*/, const Pressure&) const { return true; }
   // Whether its turn may take blocks that are held for others. One that may not waits for room, but not for ever:
   // see Scheduler.
   virtual bool admit(const SessionView& session, const Pressure& pressure) const = 0;

@@ -46,6 +46,9 @@ class ProposedPolicy : public Policy {
     return fallback_->score_by_age(seconds, pressure);
   }
   Tier place(const SessionView& session, const Pressure& pressure) const override;
+  bool keeps_by_age(Tier tier, double seconds, const Pressure& pressure) const override {
+    return fallback_->keeps_by_age(tier, seconds, pressure);
+  }
   bool admit(const SessionView& session, const Pressure& pressure) const override;
   bool orders_by_session() const override { return fallback_->orders_by_session(); }
   bool forgets_superseded() const override { return fallback_->forgets_superseded(); }

@@ -38,7 +38,7 @@ BlockManagerConfig block_config(const SchedulerConfig& config) {
   const std::int64_t of_step = blocks_for(config.max_num_batched_tokens) + config.max_num_sequences;
   blocks.num_step_blocks = static_cast<std::int32_t>(std::min<std::int64_t>(of_step, config.num_blocks));
   blocks.num_sequence_blocks = static_cast<std::int32_t>(blocks_for(longest_sequence(config)) + 1);
-  blocks.num_host_blocks = config.num_host_blocks;
+  blocks.lower = {config.num_host_blocks, config.num_disk_blocks};
   return blocks;
 }
 

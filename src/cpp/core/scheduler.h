@@ -73,7 +73,8 @@ struct SchedulerConfig {
   // false where generated tokens go through other kernels than prompts and a hit must not change a bit.
   bool cache_generated_tokens = true;
   std::int32_t max_steps_in_flight = 1;
-  std::int32_t num_host_blocks = 0;          // of the host's tier; 0: none
+  std::int32_t num_host_blocks = 0;  // of the tiers below the device; 0: none
+  std::int32_t num_disk_blocks = 0;
   std::shared_ptr<Policy> policy = nullptr;  // of the cache; null: HazardPolicy
 };
 
@@ -131,8 +132,9 @@ class Scheduler {
   // Blocks that begin to move between the device and the host. While one moves a plan may be empty: the next one is
   // made when it has ended.
   std::vector<BlockTransfer> take_transfers() { return blocks_.take_transfers(); }
-  void finish_transfer(TransferId id) {
-    blocks_.finish_transfer(id);
+  std::vector<TransferId> take_cancelled() { return blocks_.take_cancelled(); }
+  void finish_transfer(TransferId id, const TransferEnd& end = {}) {
+    blocks_.finish_transfer(id, end);
     sessions_.transfer_finished();
   }
 

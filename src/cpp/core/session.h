@@ -35,9 +35,10 @@ struct Receipt {
 };
 
 enum class MissCause : std::uint8_t {
-  kEvicted,  // while its session was expected
-  kExpired,  // after it was held no more
-  kEdited,   // tokens before them were changed
+  kUnreadable,  // their copies below the device could not be read back
+  kEvicted,     // while its session was expected
+  kExpired,     // after it was held no more
+  kEdited,      // tokens before them were changed
 };
 
 // Tokens that a turn computed though they had been computed before.
@@ -75,8 +76,8 @@ struct Session {
   bool is_closing = false;          // when the turn has ended
   std::optional<Pause> next_pause;  // when the turn has ended
   double paused_since = -1.0;       // its turn only appends while the tool goes on; negative: it does not
-  bool is_demoted = false;          // off the device, until it is back or fetched
-  bool is_copied = false;           // all its blocks have copies on the host
+  Tier demoted_to = Tier::kDevice;  // by a command, until it is back or fetched
+  Tier copied_to = Tier::kDevice;   // all its blocks have copies there
   double next_score = 0.0;          // when its score has run out
   Score score;
 

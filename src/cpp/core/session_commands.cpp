@@ -13,6 +13,8 @@ constexpr double kLongest = 1e9;  // seconds that anybody may expect
 
 Receipt rejected(std::string reason) { return {ReceiptStatus::kRejected, 0, 0.0, std::move(reason)}; }
 
+const char* name_of(Tier tier) { return tier == Tier::kHost ? "host" : "disk"; }
+
 Receipt unknown(SessionId id) { return rejected("session " + std::to_string(id) + " is closed"); }
 
 }  // namespace
@@ -49,6 +51,7 @@ Receipt SessionTable::pause(SessionId id, std::string tool, Expectation expectat
 }
 
 void SessionTable::begin_pause(Session& session, Pause pause) {
+  blocks_.cancel_prefetch(session.id);
   session.tool = std::move(pause.tool);
   session.expectation = std::move(pause.expectation);
   session.state = SessionState::kPaused;
@@ -77,7 +80,7 @@ Receipt SessionTable::progress(SessionId id, double share) {
   if (session == nullptr) return receipt;
   if (!(share > 0.0 && share <= 1.0)) return rejected("progress is a share in (0, 1]");
   session->expectation.quantiles = {{0.5, std::max((now_ - session->state_since) / share, 1e-3)}};
-  changed(*session);
+  signalled(*session);
   return receipt;
 }
 
@@ -87,15 +90,36 @@ Receipt SessionTable::eta(SessionId id, double seconds) {
   if (session == nullptr) return receipt;
   if (!(seconds >= 0.0 && seconds <= kLongest)) return rejected("an eta is 0 to 1e9 seconds");
   session->expectation.quantiles = {{0.5, std::max(now_ - session->state_since + seconds, 1e-3)}};
-  changed(*session);
+  signalled(*session);
   return receipt;
 }
 
-Receipt SessionTable::rewind(SessionId id, std::int32_t num_tokens, std::int32_t num_again) {
+// It is expected back at another time: what was fetched for it may have no hurry now.
+void SessionTable::signalled(Session& session) {
+  const double expected_at = now_ + session.score.expected_in;
+  changed(session);
+  if (!session.score.hold && now_ + session.score.expected_in > expected_at) blocks_.cancel_prefetch(session.id);
+}
+
+// Null, and the receipt says why, unless it is there to be changed.
+Session* SessionTable::between_turns(SessionId id, Receipt& receipt) {
   const auto found = sessions_.find(id);
-  if (found == sessions_.end()) return unknown(id);
-  Session& session = *found->second;
-  if (has_turn(session)) return rejected("its turn has not ended");
+  if (found == sessions_.end()) {
+    receipt = unknown(id);
+    return nullptr;
+  }
+  if (has_turn(*found->second)) {
+    receipt = rejected("its turn has not ended");
+    return nullptr;
+  }
+  return found->second.get();
+}
+
+Receipt SessionTable::rewind(SessionId id, std::int32_t num_tokens, std::int32_t num_again) {
+  Receipt receipt;
+  Session* const found = between_turns(id, receipt);
+  if (found == nullptr) return receipt;
+  Session& session = *found;
   const auto length = static_cast<std::int32_t>(session.tokens.size());
   if (num_tokens < 0 || num_tokens > length)
     return rejected("it has " + std::to_string(length) + " tokens, cannot go back to " + std::to_string(num_tokens));
@@ -103,6 +127,7 @@ Receipt SessionTable::rewind(SessionId id, std::int32_t num_tokens, std::int32_t
     return rejected("behind its first " + std::to_string(num_tokens) + " of " + std::to_string(length) +
                     " tokens do not come " + std::to_string(num_again));
   session.num_edited_tokens = std::max(0, session.num_known_tokens - (length - num_again));
+  blocks_.cancel_prefetch(id);
   const std::int32_t num_before = blocks_.owners().path_size(session.slot);
   session.tokens.resize(static_cast<std::size_t>(num_tokens));
   session.num_known_tokens = std::min(session.num_known_tokens, num_tokens);
@@ -132,37 +157,43 @@ Receipt SessionTable::pin(SessionId id, double seconds, std::optional<std::int32
   return receipt;
 }
 
-Receipt SessionTable::demote(SessionId id) {
-  const auto found = sessions_.find(id);
-  if (found == sessions_.end()) return unknown(id);
-  Session& session = *found->second;
-  if (has_turn(session)) return rejected("its turn has not ended");
-  if (blocks_.pressure().num_host_blocks == 0) return rejected("there is no host tier: set host_cache");
-  session.is_demoted = true;
-  const std::int32_t num_stored = blocks_.store_path(session.slot);
-  const std::int32_t wanted = blocks_.owners().path_size(session.slot);
-  renew_score(session);
-  if (num_stored == wanted) return {ReceiptStatus::kAccepted, num_stored};
-  return {ReceiptStatus::kClipped, num_stored, 0.0,
-          "it has " + std::to_string(wanted) + " blocks; transfers leave what running requests need"};
+Receipt SessionTable::demote(SessionId id, Tier tier) {
+  Receipt receipt;
+  Session* const session = between_turns(id, receipt);
+  if (session == nullptr) return receipt;
+  const std::string name = name_of(tier);
+  const Pressure& pressure = blocks_.pressure();
+  if ((tier == Tier::kHost ? pressure.num_host_blocks : pressure.num_disk_blocks) == 0)
+    return rejected("there is no " + name + " tier: set " + name + "_cache");
+  blocks_.cancel_prefetch(id);
+  session->demoted_to = tier;
+  const StoredPath stored = store(*session, tier);
+  renew_score(*session);
+  if (stored.num_stored == stored.num_found) return {ReceiptStatus::kAccepted, stored.num_stored};
+  const bool failed = tier == Tier::kDisk && !blocks_.write_error().empty();
+  return {ReceiptStatus::kClipped, stored.num_stored, 0.0,
+          "it has " + std::to_string(stored.num_found) + " blocks; " +
+              (failed ? "the disk tier takes no more since it failed: " + blocks_.write_error()
+                      : "transfers leave what running requests need")};
 }
 
 Receipt SessionTable::prefetch(SessionId id) {
-  const auto found = sessions_.find(id);
-  if (found == sessions_.end()) return unknown(id);
-  Session& session = *found->second;
-  if (has_turn(session)) return rejected("its turn has not ended");
-  if (blocks_.pressure().num_host_blocks == 0) return rejected("there is no host tier: set host_cache");
-  session.is_demoted = false;
+  Receipt receipt;
+  Session* const found = between_turns(id, receipt);
+  if (found == nullptr) return receipt;
+  Session& session = *found;
+  if (blocks_.pressure().num_host_blocks == 0 && blocks_.pressure().num_disk_blocks == 0)
+    return rejected("there is no tier below the device: set host_cache or disk_cache");
+  session.demoted_to = Tier::kDevice;
   const ContentId root = blocks_.acquire_root(session.spec.tenant);
-  const std::int32_t num_fetched = blocks_.prefetch(session.slot, root, session.tokens);
+  const std::int32_t num_fetched = blocks_.prefetch(session.slot, id, root, session.tokens);
   const std::int32_t num_left = blocks_.num_loadable(session.slot, root, session.tokens) - num_fetched;
   blocks_.release_root(root);
   if (num_fetched > 0) fetching_.push_back(id);
   renew_score(session);
   if (num_left <= 0) return {ReceiptStatus::kAccepted, num_fetched};
   return {num_fetched > 0 ? ReceiptStatus::kClipped : ReceiptStatus::kRejected, num_fetched, 0.0,
-          std::to_string(num_left) + " blocks stay on the host: the rest of the device is held or in use"};
+          std::to_string(num_left) + " blocks stay where they are: the rest of the device is held or in use"};
 }
 
 void SessionTable::transfer_finished() {

@@ -20,6 +20,7 @@ constexpr double kWaitPerService = 10.0;
 SessionTable::SessionTable(BlockManager& blocks, std::shared_ptr<Policy> policy)
     : blocks_(blocks), policy_(std::move(policy)) {
   blocks_.set_on_eviction([this](const Eviction& eviction) { evicted(eviction); });
+  blocks_.set_on_unreadable([this](SessionId id, std::int32_t num_blocks) { unreadable(id, num_blocks); });
 }
 
 SessionId SessionTable::open(SessionSpec spec) {
@@ -86,6 +87,7 @@ bool SessionTable::add_block(SessionId id, const std::function<void(BlockId)>& f
 }
 
 void SessionTable::drop(Session& session) {
+  blocks_.cancel_prefetch(session.id);
   blocks_.close_owner(session.slot);
   due_.erase({session.next_score, session.id});
   slots_[static_cast<std::size_t>(session.slot)] = nullptr;
@@ -236,17 +238,29 @@ void SessionTable::renew_score(Session& session) {
       score.valid_for = std::min(score.valid_for, session.lease_until - now_);
   }
   const bool is_away = !has_turn(session);
-  session.is_demoted &= is_away;
-  session.is_copied &= is_away;
-  if (session.is_demoted) score = {false, 0.0, false, score.valid_for, score.expected_in};
-  if (is_away && !session.is_copied && blocks_.pressure().num_host_blocks > 0 &&
-      policy_->place(view_of(session), blocks_.pressure()) == Tier::kHost)
-    session.is_copied = blocks_.store_path(session.slot) == blocks_.owners().path_size(session.slot);
+  if (!is_away) session.copied_to = session.demoted_to = Tier::kDevice;
+  if (session.demoted_to != Tier::kDevice) score = {false, 0.0, false, score.valid_for, score.expected_in};
+  if (is_away) keep_copies(session);
   session.score = score;
   blocks_.set_score(session.slot, score);
   due_.erase({session.next_score, session.id});
   session.next_score = now_ + std::max(score.valid_for, kLeastSeconds);
   if (session.next_score < kNever) due_.insert({session.next_score, session.id});
+}
+
+// Where it was sent, or else where the policy places it.
+void SessionTable::keep_copies(Session& session) {
+  Tier tier = session.demoted_to;
+  if (tier == Tier::kDevice) tier = policy_->place(view_of(session), blocks_.pressure());
+  if (tier != Tier::kNowhere && session.copied_to < tier) store(session, tier);
+}
+
+StoredPath SessionTable::store(Session& session, Tier tier) {
+  const ContentId root = blocks_.acquire_root(session.spec.tenant);
+  const StoredPath stored = blocks_.store_path(root, session.tokens, tier);
+  blocks_.release_root(root);
+  if (stored.num_stored == stored.num_found) session.copied_to = tier;
+  return stored;
 }
 
 void SessionTable::set_now(double seconds) {
@@ -261,6 +275,11 @@ void SessionTable::evicted(const Eviction& eviction) {
   const bool was_held = session.score.hold || index < blocks_.lease(eviction.owner);
   const MissCause cause = was_held ? MissCause::kEvicted : MissCause::kExpired;
   ++session.lost_blocks[{cause, eviction.by}];
+}
+
+void SessionTable::unreadable(SessionId id, std::int32_t num_blocks) {
+  const auto found = sessions_.find(id);
+  if (found != sessions_.end()) found->second->lost_blocks[{MissCause::kUnreadable, 0}] += num_blocks;
 }
 
 void SessionTable::check_integrity() const {

@@ -50,9 +50,11 @@ class SessionTable {
   // As long as its sessions own no more blocks than that, others take none of them. Clipped where all floors together
   // would leave less than the longest sequence may need. 0: none.
   Receipt set_floor(const std::string& tenant, std::int32_t num_blocks);
-  // Its blocks are copied to the host and are then the first that others take. Clipped to what transfers may hold.
-  Receipt demote(SessionId id);
-  // What the host has of it begins to come back, as far as there is room that is held for nobody.
+  // Its blocks are copied to the tier and are then the first that others take above it. Clipped to what transfers may
+  // hold.
+  Receipt demote(SessionId id, Tier tier = Tier::kHost);
+  // What the tiers below have of it begins to come back, as far as there is room that is held for nobody; until it is
+  // closed, goes back, is demoted or pauses, or a signal says that it is not back as soon.
   Receipt prefetch(SessionId id);
   void transfer_finished();
   SessionReport report(SessionId id);
@@ -84,6 +86,11 @@ class SessionTable {
   Session& at(SessionId id) { return *sessions_.at(id); }
   void begin_pause(Session& session, Pause pause);
   Session* waiting_for_tool(SessionId id, Receipt& receipt);
+  Session* between_turns(SessionId id, Receipt& receipt);
+  void keep_copies(Session& session);
+  StoredPath store(Session& session, Tier tier);
+  void signalled(Session& session);
+  void unreadable(SessionId id, std::int32_t num_blocks);
   SessionView view_of(const Session& session) const;
   void enter(Session& session, SessionState state);
   void changed(Session& session);

@@ -20,6 +20,9 @@ inline constexpr OwnerSlot kNoOwner = -1;
 // In place of a sampled token: the host decides it from the logits, and brings it later (Scheduler::supply).
 inline constexpr TokenId kTokenLater = -2;
 
+// Where blocks are, the nearest first.
+enum class Tier : std::uint8_t { kDevice, kHost, kDisk, kNowhere };
+
 enum class FinishReason : std::uint8_t { kNone, kStop, kLength, kCancelled, kError };
 
 }  // namespace paged

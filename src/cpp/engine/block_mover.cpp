@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "engine/block_mover.h"
 
+#include <algorithm>
 #include <exception>
 #include <utility>
 
@@ -8,6 +9,11 @@
 #include "base/check.h"
 
 namespace paged {
+namespace {
+
+int urgency_of(const BlockTransfer& transfer) { return transfer.is_load() ? 0 : transfer.is_spill() ? 2 : 1; }
+
+}  // namespace
 
 BlockMover::BlockMover(KvBlocks& blocks, std::int32_t num_slots, OnDone on_done)
     : blocks_(blocks), on_done_(std::move(on_done)), memory_(blocks.allocate_host(num_slots * blocks.block_bytes())) {
@@ -27,9 +33,22 @@ BlockMover::~BlockMover() {
 void BlockMover::start(BlockTransfer transfer) {
   {
     const std::lock_guard lock(mutex_);
-    queue_.push_back(std::move(transfer));
+    const std::pair key(urgency_of(transfer), transfer.id);
+    queue_.emplace(key, std::move(transfer));
   }
   wake_.notify_one();
+}
+
+void BlockMover::cancel(TransferId id) {
+  {
+    const std::lock_guard lock(mutex_);
+    is_cancelled_ |= running_ == id;
+    const auto queued =
+        std::find_if(queue_.begin(), queue_.end(), [&](const auto& each) { return each.first.second == id; });
+    if (queued == queue_.end()) return;
+    queue_.erase(queued);
+  }
+  on_done_(id, {0});
 }
 
 void BlockMover::check() {
@@ -42,31 +61,45 @@ void BlockMover::loop() {
     BlockTransfer transfer;
     {
       std::unique_lock lock(mutex_);
+      running_ = 0;
       wake_.wait(lock, [&] { return stopping_ || !queue_.empty(); });
       if (stopping_) return;
-      transfer = std::move(queue_.front());
-      queue_.pop_front();
+      transfer = std::move(queue_.extract(queue_.begin()).mapped());
+      running_ = transfer.id;
+      is_cancelled_ = false;
     }
+    TransferEnd end;
     try {
-      if (!copy(transfer)) return;
+      end = copy(transfer);
     } catch (const std::exception& error) {
       const std::lock_guard lock(mutex_);
       failure_ = error.what();
     }
-    on_done_(transfer.id);
+    on_done_(transfer.id, std::move(end));
   }
 }
 
-bool BlockMover::copy(const BlockTransfer& transfer) {
-  for (const auto& [block, slot] : transfer.copies) {
-    {
-      const std::lock_guard lock(mutex_);
-      if (stopping_) return false;
-    }
-    std::byte* const on_host = memory_.get() + slot * blocks_.block_bytes();
-    transfer.to_host ? blocks_.read(block, on_host) : blocks_.write(block, on_host);
+TransferEnd BlockMover::copy(const BlockTransfer& transfer) {
+  TransferEnd end{0};
+  for (const BlockTransfer::Copy& each : transfer.copies) {
+    if (!goes_on()) break;
+    copy(each);
+    ++end.num_done;
   }
-  return true;
+  return end;
+}
+
+bool BlockMover::goes_on() {
+  const std::lock_guard lock(mutex_);
+  return !stopping_ && !is_cancelled_;
+}
+
+void BlockMover::copy(const BlockTransfer::Copy& copy) {
+  const auto& [from, to] = copy;
+  if (to.tier == Tier::kDevice)
+    blocks_.write(to.index, memory_.get() + from.index * blocks_.block_bytes());
+  else
+    blocks_.read(from.index, memory_.get() + to.index * blocks_.block_bytes());
 }
 
 }  // namespace paged

@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copies blocks between an executor's pool and the host's tier, on a thread of its own: the step loop never waits for
-// it. Owns the tier's memory. Transfers run one after the other, in the order they were started.
+// it. Owns the tier's memory. Transfers run one after the other: those to the device first, then those from it, each in
+// the order they were started.
 #pragma once
 
 #include <condition_variable>
 #include <cstdint>
-#include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <thread>
+#include <utility>
 
 #include "core/block_manager.h"
 #include "exec/kv_blocks.h"
@@ -19,7 +21,7 @@ namespace paged {
 
 class BlockMover {
  public:
-  using OnDone = std::function<void(TransferId)>;
+  using OnDone = std::function<void(TransferId, TransferEnd)>;
 
   // `on_done` is called on its thread. `blocks` outlives it.
   BlockMover(KvBlocks& blocks, std::int32_t num_slots, OnDone on_done);
@@ -29,11 +31,15 @@ class BlockMover {
 
   std::int64_t block_bytes() const { return blocks_.block_bytes(); }
   void start(BlockTransfer transfer);
+  // What has not begun of it is left, and it ends; nothing if it has ended.
+  void cancel(TransferId id);
   void check();  // throws InternalError if a copy has failed
 
  private:
   void loop();
-  bool copy(const BlockTransfer& transfer);  // false: it is to stop
+  TransferEnd copy(const BlockTransfer& transfer);
+  void copy(const BlockTransfer::Copy& copy);
+  bool goes_on();
 
   KvBlocks& blocks_;
   OnDone on_done_;
@@ -41,7 +47,9 @@ class BlockMover {
 
   std::mutex mutex_;  // guards what follows
   std::condition_variable wake_;
-  std::deque<BlockTransfer> queue_;
+  std::map<std::pair<int, TransferId>, BlockTransfer> queue_;  // by urgency
+  TransferId running_ = 0;
+  bool is_cancelled_ = false;  // the running one
   std::string failure_;
   bool stopping_ = false;
 

@@ -198,7 +198,7 @@ bool Engine::receive() {
     else if (message.answer != nullptr)
       take_answer(*message.answer);
     else if (message.transfer != 0)
-      finish_transfer(message.transfer);
+      finish_transfer(message.transfer, message.transfer_end);
     else
       end(message.ended, message.reason);
   }

@@ -101,7 +101,8 @@ class Engine {
     std::unique_ptr<GuideAnswer> answer = nullptr;
     FinishReason reason = FinishReason::kNone;
     std::shared_ptr<PendingCommand> command = nullptr;
-    TransferId transfer = 0;  // has ended
+    TransferId transfer = 0;  // has ended, so
+    TransferEnd transfer_end = {};
   };
   struct Live {
     std::shared_ptr<Request> request;
@@ -162,7 +163,7 @@ class Engine {
   void start_followers(Live& live);
   void make_mover();
   void start_transfers();
-  void finish_transfer(TransferId id);
+  void finish_transfer(TransferId id, const TransferEnd& end);
   bool launch_step();  // false: nothing to launch
   void write_sampling_rows(const StepPlan& plan, InFlight& step);
   void write_extras(const ScheduledSequence& scheduled, Live& live, InFlight& step);

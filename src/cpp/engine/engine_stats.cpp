@@ -58,9 +58,10 @@ void Engine::publish_stats() {
   stats_.num_cached_blocks = scheduler_->blocks().cache().size();
   if (mover_ != nullptr) {
     stats_.num_host_blocks = config_.num_host_blocks;
-    stats_.num_host_cached_blocks = scheduler_->blocks().num_host_copies();
-    stats_.num_bytes_stored = scheduler_->blocks().num_stored_blocks() * mover_->block_bytes();
-    stats_.num_bytes_loaded = scheduler_->blocks().num_loaded_blocks() * mover_->block_bytes();
+    const BlockManager& blocks = scheduler_->blocks();
+    stats_.num_host_cached_blocks = blocks.num_copies(Tier::kHost);
+    stats_.num_bytes_stored = blocks.traffic(Tier::kHost).num_stored * mover_->block_bytes();
+    stats_.num_bytes_loaded = blocks.traffic(Tier::kHost).num_loaded * mover_->block_bytes();
   }
   stats_.last_step_seconds = last_step_seconds_;
   stats_.step_seconds = step_seconds_;

@@ -11,18 +11,21 @@ namespace paged {
 void Engine::make_mover() {
   if (config_.num_host_blocks == 0) return;
   PAGED_CHECK(executor_->kv_blocks() != nullptr, "this executor's blocks cannot be moved: it has no host tier");
-  const auto on_done = [this](TransferId id) { post({nullptr, 0, nullptr, FinishReason::kNone, nullptr, id}); };
+  const auto on_done = [this](TransferId id, TransferEnd end) {
+    post({nullptr, 0, nullptr, FinishReason::kNone, nullptr, id, std::move(end)});
+  };
   mover_ = std::make_unique<BlockMover>(*executor_->kv_blocks(), config_.num_host_blocks, on_done);
 }
 
 void Engine::start_transfers() {
   if (mover_ == nullptr) return;
   for (BlockTransfer& transfer : scheduler_->take_transfers()) mover_->start(std::move(transfer));
+  for (const TransferId id : scheduler_->take_cancelled()) mover_->cancel(id);
 }
 
-void Engine::finish_transfer(TransferId id) {
+void Engine::finish_transfer(TransferId id, const TransferEnd& end) {
   mover_->check();  // before anybody uses what it should have copied
-  scheduler_->finish_transfer(id);
+  scheduler_->finish_transfer(id, end);
 }
 
 }  // namespace paged

@@ -52,7 +52,11 @@ class Link {
 class Replay {
  public:
   Replay(const std::vector<ReplayAgent>& agents, const ReplayConfig& config)
-      : agents_(agents), config_(config), scheduler_(scheduler_config(config)), link_(config.link), states_(agents.size()) {
+      : agents_(agents),
+        config_(config),
+        scheduler_(scheduler_config(config)),
+        link_(config.link),
+        states_(agents.size()) {
     scheduler_.set_step_cost(config.device.prefill);
     result_.job_seconds.resize(agents.size());
     result_.least_seconds.resize(agents.size());
@@ -76,8 +80,8 @@ class Replay {
     result_.seconds = now_;
     result_.mean_live_tokens = live_token_seconds_ / std::max(full_seconds_, 1e-9);
     result_.num_preemptions = scheduler_.num_preemptions();
-    result_.num_stored_blocks = scheduler_.blocks().num_stored_blocks();
-    result_.num_loaded_blocks = scheduler_.blocks().num_loaded_blocks();
+    result_.num_stored_blocks = scheduler_.blocks().traffic(Tier::kHost).num_stored;
+    result_.num_loaded_blocks = scheduler_.blocks().traffic(Tier::kHost).num_loaded;
     result_.link_busy_seconds = link_.busy_seconds();
     return std::move(result_);
   }
