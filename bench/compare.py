@@ -20,6 +20,7 @@ def main() -> None:
     measure.add_workload_options(parser)
     table.add_json_option(parser)
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES), metavar="ENGINE")
+    parser.add_argument("--precisions", nargs="+", metavar="NAME", help="only these, as the tables name them: bf16 Q8_0")
     parser.add_argument("--setup", action="store_true", help="make the chosen engines' environments anew, and stop")
     arguments = parser.parse_args()
     if arguments.setup:
@@ -28,7 +29,10 @@ def main() -> None:
             environments.set_up(ENGINES[name])
         return
     settings = measure.settings_from(parser, arguments, arguments.threads)
-    report.run_and_print("compare", arguments, settings, settings.variants(arguments.engines))
+    variants = settings.variants(arguments.engines)
+    if arguments.precisions is not None:
+        variants = [variant for variant in variants if variant.precision in arguments.precisions]
+    report.run_and_print("compare", arguments, settings, variants)
 
 
 if __name__ == "__main__":
