@@ -20,7 +20,7 @@ def main() -> None:
     measure.add_workload_options(parser)
     table.add_json_option(parser)
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES), metavar="ENGINE")
-    parser.add_argument("--precisions", nargs="+", metavar="NAME", help="only these, as the tables name them: bf16 Q8_0")
+    parser.add_argument("--precisions", nargs="+", metavar="NAME", help="only these (bf16, Q8_0 ...)")
     parser.add_argument("--setup", action="store_true", help="make the chosen engines' environments anew, and stop")
     arguments = parser.parse_args()
     if arguments.setup:
