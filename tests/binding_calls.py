@@ -58,9 +58,7 @@ def program_with_weights() -> Any:
     program = _C.Program(**PROGRAM)
     for rows in (VOCAB, HIDDEN, HIDDEN):
         data = floats(rows, HIDDEN).view(np.uint8).reshape(-1)
-        program.add_matrix(
-            data, type="float32", rows=rows, cols=HIDDEN, row_order=None, float_activations=False, threads=THREADS
-        )
+        program.add_matrix(data, type="float32", rows=rows, cols=HIDDEN, row_order=None, threads=THREADS)
     for size in (POSITIONS * 8, HIDDEN, 2 * 8, 2):
         program.add_vector(floats(size))
     return program

@@ -9,13 +9,25 @@ import numpy as np
 import numpy.typing as npt
 
 from paged import _C
-from paged.loading.checkpoint import open_checkpoint
+from paged.loading.checkpoint import Checkpoint, open_checkpoint
+from paged.loading.raw_tensor import RawTensor
 from paged.model_config import ModelConfig
 from paged.models import record
 from paged.program.ir import DType
 from paged.program.native import compile_program
 from paged.program.passes import fuse
 from paged.program.plan import plan
+
+
+class Dequantised:
+    """A checkpoint's tensors in float32, for `compile_program`."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+
+    def tensor(self, name: str) -> RawTensor:
+        values = self._checkpoint.dense(name)
+        return RawTensor(values.reshape(-1).view(np.uint8), "float32", values.shape)
 
 
 def native_logits(
@@ -25,18 +37,18 @@ def native_logits(
     dtype: DType = "float32",
     fused: bool = True,
     chunk: int | None = None,
-    float_activations: bool = True,
+    dequantised: bool = False,
 ) -> npt.NDArray[np.float32]:
-    """float32 [len(token_ids), vocab_size]; `chunk` tokens a step, all at once by default."""
+    """float32 [len(token_ids), vocab_size]; `chunk` tokens a step, all at once by default. `dequantised`: the
+    weights of a GGUF file are read as the float32 that they stand for."""
     size = len(token_ids)
     threads = _C.ThreadPool(2)
     with open_checkpoint(path) as checkpoint:
         program = record(ModelConfig.from_hf(checkpoint.config), dtype)
         program = fuse(program) if fused else program
         arena = plan(program, max_tokens=size, max_logits_rows=size)
-        native = compile_program(
-            program, arena, checkpoint, threads, max_model_len=size, float_activations=float_activations
-        )
+        weights = Dequantised(checkpoint) if dequantised else checkpoint
+        native = compile_program(program, arena, weights, threads, max_model_len=size)
     executor = _C.ProgramExecutor(
         program=native, max_seq_len=size, num_blocks=-(-size // 4), block_size=4, threads=threads
     )

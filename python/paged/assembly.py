@@ -105,8 +105,6 @@ def assemble(model: str | Path, options: EngineOptions) -> Assembly:
         }  # fmt: skip
         if options.quantize is not None:
             identity["quantize"] = options.quantize
-        if not options.float_activations:
-            identity["float_activations"] = "False"
     return Assembly(
         engine, tokenizer, end_token_ids, chat_template, sizes.max_model_len, description, defaults,
         sizes.kv_cache_bytes // sizes.num_blocks, policy, sizes.step.block_size, identity,
@@ -139,10 +137,7 @@ def make_executor(
     if options.device != "cpu":
         return _torch_model(program, checkpoint, options, sizes), sizes
     arena = plan(program, max_tokens=step.max_num_batched_tokens, max_logits_rows=step.max_num_sequences)
-    native = compile_program(
-        program, arena, checkpoint, threads, max_model_len=sizes.max_model_len,
-        float_activations=options.float_activations,
-    )  # fmt: skip
+    native = compile_program(program, arena, checkpoint, threads, max_model_len=sizes.max_model_len)
     try:
         executor = _C.ProgramExecutor(
             program=native, max_seq_len=sizes.max_model_len, num_blocks=sizes.num_blocks, block_size=step.block_size,

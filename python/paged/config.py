@@ -56,7 +56,6 @@ class EngineOptions:
     host_cache: int = 0
     enable_prefix_caching: bool = True
     batch_invariant: bool = False
-    float_activations: bool = True
     quantize: Quantize | None = None
     load_format: LoadFormat = "auto"
     generation_config: GenerationConfig = "auto"
@@ -87,7 +86,6 @@ class EngineOptions:
             raise ValueError(f"device={self.device!r} has no host tier: leave host_cache=0, or use 'cpu' or a GPU")
         _check_flag("enable_prefix_caching", self.enable_prefix_caching)
         _check_flag("batch_invariant", self.batch_invariant)
-        _check_flag("float_activations", self.float_activations)
         if self.quantize not in (None, "int8", "int4"):
             raise ValueError(f"quantize must be 'int8', 'int4' or None, got {shown(self.quantize)}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):

@@ -73,9 +73,6 @@ class LLM:
         batch_invariant: on a GPU, also matrix products give a row the same bits whatever the batch; everything else
             does so always, and the CPU backend altogether. The prefix cache then keeps blocks of prompts only: keys and
             values of generated tokens come from other kernels, so that a hit on them would show in the last bits.
-        float_activations: on the CPU, products with quantised weights take their input as it is. False: rounded to 8
-            bits, 32 values a scale, as llama.cpp does. That is several times as fast; the perplexity of SmolLM2-135M
-            moved by 0.3 +- 0.2 %, and some answers of so small a model change. Other devices compute with floats.
         quantize: "int8" or "int4": float matrices of the checkpoint are rounded at load, 32 weights with a scale (and,
             in 4 bits, a minimum of their own: q8_0 and q4_1 of GGUF); in "int4" the embedding and the output head have
             8 bits. What is quantised already stays as it is. None: all as it is stored.
@@ -107,7 +104,6 @@ class LLM:
         host_cache: int = 0,
         enable_prefix_caching: bool = True,
         batch_invariant: bool = False,
-        float_activations: bool = True,
         quantize: Quantize | None = None,
         load_format: LoadFormat = "auto",
         generation_config: GenerationConfig = "auto",
@@ -123,7 +119,7 @@ class LLM:
             max_num_sequences=max_num_sequences,
             max_num_batched_tokens=max_num_batched_tokens, block_size=block_size, host_cache=host_cache,
             enable_prefix_caching=enable_prefix_caching, batch_invariant=batch_invariant,
-            float_activations=float_activations, quantize=quantize, load_format=load_format,
+            quantize=quantize, load_format=load_format,
             generation_config=generation_config, seed=seed, policy=policy,
         )  # fmt: skip
         parts = assemble(model, options)

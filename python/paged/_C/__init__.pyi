@@ -56,7 +56,6 @@ class Program:
         rows: int,
         cols: int,
         row_order: Int32Array | None,
-        float_activations: bool,
         threads: ThreadPool,
     ) -> int: ...
     def add_stacked_matrix(

@@ -48,10 +48,8 @@ def pack(
     rows: int,
     cols: int,
     row_order: Tensor | None = None,
-    float_activations: bool = False,
 ) -> WeightMatrix:
-    """Packs checkpoint rows (any contiguous tensor of their bytes). Products with quantised weights round x to 8 bits
-    unless `float_activations`."""
+    """Packs checkpoint rows (any contiguous tensor of their bytes)."""
 
 def quantize(threads: ThreadPool, source: Tensor, type: str, rows: int, cols: int, out: Tensor, target: str) -> None:
     """Writes float rows as the blocks of `target`, "q8_0" or "q4_1", to the bytes of out."""

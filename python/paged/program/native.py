@@ -38,11 +38,9 @@ def compile_program(
     *,
     max_model_len: int,
     gpu_index: int | None = None,
-    float_activations: bool = False,
 ) -> _C.Program:
     """Packs the weights for the CPU, or uploads them to GPU `gpu_index`, and returns what an executor runs. Shows a
-    progress bar if it takes over a second. With `float_activations`, the CPU's products with quantised weights take
-    their input as it is.
+    progress bar if it takes over a second.
 
     Raises:
         ValueError: a weight is missing, has another shape than the program expects, or a type no kernel reads.
@@ -62,7 +60,7 @@ def compile_program(
         tensors = [_tensor(program.weights[index], weights) for index in group]
         sources = [_source(tensor) for tensor in tensors]
         if gpu_index is None:
-            constants.matrices[group] = _pack(native, sources[0], threads, float_activations)
+            constants.matrices[group] = _pack(native, sources[0], threads)
         else:
             constants.matrices[group] = native.add_stacked_matrix(
                 sources=sources, dtype=program.dtype, gpu=gpu_index, threads=threads
@@ -133,12 +131,9 @@ def _source(tensor: RawTensor) -> _C.MatrixSource:
     return tensor.data, tensor.type, rows, cols, tensor.row_order
 
 
-def _pack(native: _C.Program, source: _C.MatrixSource, threads: _C.ThreadPool, float_activations: bool) -> int:
+def _pack(native: _C.Program, source: _C.MatrixSource, threads: _C.ThreadPool) -> int:
     data, type_name, rows, cols, row_order = source
-    return native.add_matrix(
-        data, type=type_name, rows=rows, cols=cols, row_order=row_order, float_activations=float_activations,
-        threads=threads,
-    )  # fmt: skip
+    return native.add_matrix(data, type=type_name, rows=rows, cols=cols, row_order=row_order, threads=threads)
 
 
 def _vector(spec: WeightSpec, weights: WeightReader, max_model_len: int) -> npt.NDArray[np.float32]:

@@ -49,7 +49,7 @@ struct KvCache {
 };
 
 WeightMatrixPtr pack(ThreadPool& threads, py::handle source, const std::string& type, std::int64_t rows,
-                     std::int64_t cols, py::handle row_order, bool float_activations) {
+                     std::int64_t cols, py::handle row_order) {
   Operands given;
   const DlpackTensor& tensor = given.read(source, "source");
   const WeightSource weights{tensor.bytes(),
@@ -57,8 +57,7 @@ WeightMatrixPtr pack(ThreadPool& threads, py::handle source, const std::string& 
                              rows,
                              cols,
                              parse_weight_type(type),
-                             row_order.is_none() ? nullptr : given.indices(row_order, "row_order", rows, kAnyIndex),
-                             float_activations};
+                             row_order.is_none() ? nullptr : given.indices(row_order, "row_order", rows, kAnyIndex)};
   const py::gil_scoped_release unlocked;
   return pack_matrix(weights, threads);
 }
@@ -101,12 +100,8 @@ void bind_types(py::module_& parent, py::module_& m) {
       .def(py::init<py::handle, std::int32_t, std::int32_t, std::int32_t, std::int32_t>(), py::arg("storage"),
            py::arg("num_blocks"), py::arg("block_size"), py::arg("num_kv_heads"), py::arg("head_dim"));
   m.def("isa", [] { return cpu::kernels().isa; }, "Name of the instruction set the kernels were chosen for.");
-  m.def(
-      "pack", &pack,
-      "Packs checkpoint rows (any contiguous tensor of their bytes). Products with quantised weights round x to 8 bits "
-      "unless `float_activations`.",
-      py::arg("threads"), py::arg("source"), py::arg("type"), py::arg("rows"), py::arg("cols"),
-      py::arg("row_order") = py::none(), py::arg("float_activations") = false);
+  m.def("pack", &pack, "Packs checkpoint rows (any contiguous tensor of their bytes).", py::arg("threads"),
+        py::arg("source"), py::arg("type"), py::arg("rows"), py::arg("cols"), py::arg("row_order") = py::none());
   m.def("quantize", &quantize,
         "Writes float rows as the blocks of `target`, \"q8_0\" or \"q4_1\", to the bytes of out.", py::arg("threads"),
         py::arg("source"), py::arg("type"), py::arg("rows"), py::arg("cols"), py::arg("out"), py::arg("target"));
@@ -122,8 +117,12 @@ void bind_linear(py::module_& m) {
         Operands given;
         const MatrixView result = given.out(to);
         for (const WeightMatrix* part : parts) PAGED_CHECK(part != nullptr, "linear: parts has a None");
-        const LinearParams params{given.in(x, "x"), parts.data(), static_cast<std::int32_t>(parts.size()),
-                                  given.floats(bias, "bias", result.cols), result};
+        const MatrixView input = given.in(x, "x");
+        const auto bytes = static_cast<std::size_t>(ops::linear_workspace_bytes(input.rows, input.cols));
+        const auto workspace = std::make_unique_for_overwrite<std::byte[]>(bytes);
+        const LinearParams params{
+            input,  parts.data(),   static_cast<std::int32_t>(parts.size()), given.floats(bias, "bias", result.cols),
+            result, workspace.get()};
         const py::gil_scoped_release unlocked;
         ops::linear(on(threads), params);
       },

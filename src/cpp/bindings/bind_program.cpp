@@ -39,10 +39,8 @@ WeightSource weight_source(const ByteArray& data, const std::string& type, std::
 }
 
 std::int32_t add_matrix(Program& program, const ByteArray& data, const std::string& type, std::int64_t rows,
-                        std::int64_t cols, const std::optional<Int32Array>& row_order, bool float_activations,
-                        ThreadPool& threads) {
-  WeightSource source = weight_source(data, type, rows, cols, row_order);
-  source.float_activations = float_activations;
+                        std::int64_t cols, const std::optional<Int32Array>& row_order, ThreadPool& threads) {
+  const WeightSource source = weight_source(data, type, rows, cols, row_order);
   const py::gil_scoped_release release;
   return program.add_matrix(source, threads);
 }
@@ -136,7 +134,7 @@ void bind_program(py::module_& module) {
            py::arg("arena_bytes"), py::arg("max_tokens"), py::arg("max_logits_rows"), py::arg("vocab_size"),
            py::arg("max_positions"))
       .def("add_matrix", &add_matrix, py::arg("data"), py::kw_only(), py::arg("type"), py::arg("rows"), py::arg("cols"),
-           py::arg("row_order"), py::arg("float_activations"), py::arg("threads"),
+           py::arg("row_order"), py::arg("threads"),
            "Packs a weight matrix from its raw bytes (uint8) as a checkpoint holds them. Returns its index.")
       .def("add_stacked_matrix", &add_stacked_matrix, py::kw_only(), py::arg("sources"), py::arg("dtype"),
            py::arg("gpu"), py::arg("threads"),

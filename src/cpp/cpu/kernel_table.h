@@ -16,6 +16,7 @@
 namespace paged::cpu {
 
 class PackedMatrix;
+struct QuantisedRows;
 
 inline constexpr int kMaxTileRows = 64;
 inline constexpr int kMaxTilePanels = 8;
@@ -28,6 +29,7 @@ inline constexpr int kMaxHeadDim = 512;
 struct LinearTile {
   MatrixView x;
   MatrixView out;
+  const QuantisedRows* codes;  // of x, read in its place where the weights are quantised
   const PackedMatrix* weights;
   const float* bias;  // [weights.rows] or null
   std::int64_t row_begin;
@@ -73,6 +75,7 @@ struct KernelTable {
   int linear_rows;  // of a LinearTile that suit the registers best; <= kMaxTileRows
 
   void (*linear)(const LinearTile& tile);
+  void (*quantise_rows)(const MatrixView& x, const QuantisedRows& to, std::int64_t row_begin, std::int64_t row_end);
   void (*attention)(const AttentionTile& tile);
   // Merges the states of chunks [begin, end) of one (token, head) and writes its row of out.
   void (*attention_merge)(const AttentionParams& op, std::int64_t token, std::int32_t head, const float* partials,

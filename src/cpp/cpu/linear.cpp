@@ -1,18 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 
+#include "base/check.h"
 #include "cpu/cpu_ops.h"
 #include "cpu/kernel_table.h"
 #include "cpu/packed_matrix.h"
+#include "cpu/parallel_rows.h"
+#include "cpu/quantised_rows.h"
 
 namespace paged::cpu {
 namespace {
 
-// Items are (row block, part, group of panels), row blocks innermost: neighbours in time share their weights.
+// Some rows of a product, cut into items (row block, part, group of panels), row blocks innermost: neighbours in time
+// share their weights.
 struct Partition {
+  std::int64_t row_begin;
+  std::int64_t num_rows;
   std::int64_t row_blocks;
   std::int64_t rows_per_block;
   std::int64_t panels_per_group;
+  const QuantisedRows* codes;
 };
 
 std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
@@ -22,17 +29,21 @@ const PackedMatrix& packed(const LinearParams& params, int part) {
 }
 
 // Four items a thread where there is that much work, so that the last item to finish is not long alone.
-Partition partition(const LinearParams& params, int num_threads) {
+Partition partition(const LinearParams& params, std::int64_t row_begin, std::int64_t num_rows, int num_threads) {
   std::int64_t panels = 0;
   for (int i = 0; i < params.num_parts; ++i) panels += packed(params, i).num_panels;
-  const std::int64_t row_blocks = divide_up(params.x.rows, kernels().linear_rows);
+  const std::int64_t row_blocks = divide_up(num_rows, kernels().linear_rows);
   const std::int64_t even = panels * row_blocks / (4 * num_threads) / 2 * 2;
-  return {row_blocks, divide_up(params.x.rows, std::max<std::int64_t>(1, row_blocks)),
-          std::clamp<std::int64_t>(even, 2, kMaxTilePanels)};
+  return {row_begin,
+          num_rows,
+          row_blocks,
+          divide_up(num_rows, std::max<std::int64_t>(1, row_blocks)),
+          std::clamp<std::int64_t>(even, 2, kMaxTilePanels),
+          nullptr};
 }
 
 void run_item(const LinearParams& params, const Partition& cut, std::int64_t item, std::byte* scratch) {
-  const std::int64_t row_begin = item % cut.row_blocks * cut.rows_per_block;
+  const std::int64_t row = item % cut.row_blocks * cut.rows_per_block;
   std::int64_t group = item / cut.row_blocks;
   std::int64_t column = 0;
   int part = 0;
@@ -46,25 +57,59 @@ void run_item(const LinearParams& params, const Partition& cut, std::int64_t ite
   kernels().linear({
       .x = params.x,
       .out = params.out,
+      .codes = cut.codes,
       .weights = &matrix,
       .bias = params.bias != nullptr ? params.bias + column : nullptr,
-      .row_begin = row_begin,
+      .row_begin = cut.row_begin + row,
       .panel_begin = panel,
       .column_begin = column,
-      .num_rows = static_cast<int>(std::min(cut.rows_per_block, params.x.rows - row_begin)),
+      .num_rows = static_cast<int>(std::min(cut.rows_per_block, cut.num_rows - row)),
       .num_panels = static_cast<int>(std::min(cut.panels_per_group, matrix.num_panels - panel)),
       .scratch = scratch,
   });
 }
 
-}  // namespace
-
-void linear(ThreadPool& threads, const LinearParams& params) {
-  const Partition cut = partition(params, threads.num_threads());
+void run_rows(ThreadPool& threads, const LinearParams& params, const Partition& cut) {
   std::int64_t groups = 0;
   for (int i = 0; i < params.num_parts; ++i) groups += divide_up(packed(params, i).num_panels, cut.panels_per_group);
   threads.parallel_for(cut.row_blocks * groups,
                        [&](std::int64_t item, int thread) { run_item(params, cut, item, threads.scratch(thread)); });
+}
+
+bool is_quantised(const LinearParams& params) {
+  for (int i = 0; i < params.num_parts; ++i)
+    if (layout_of(packed(params, i).format) != nullptr) return true;
+  return false;
+}
+
+// Rows in turn, as many as the workspace holds the codes of. Few of them are quantised by the calling thread alone, in
+// less time than others take to hear of it.
+void run_quantised(ThreadPool& threads, const LinearParams& params) {
+  const std::int64_t cols = params.x.cols, at_once = quantised_rows_at_once(cols);
+  PAGED_CHECK(params.workspace != nullptr, "linear: products with quantised weights need a workspace");
+  for (std::int64_t row = 0; row < params.x.rows; row += at_once) {
+    const std::int64_t count = std::min(at_once, params.x.rows - row);
+    auto* groups = static_cast<CodeGroup*>(params.workspace);
+    const QuantisedRows codes{reinterpret_cast<std::byte*>(groups + count * (cols / kCodeGroup)), groups, row, cols};
+    parallel_rows(threads, count, quantised_row_bytes(cols), [&](std::int64_t begin, std::int64_t end) {
+      kernels().quantise_rows(params.x, codes, row + begin, row + end);
+    });
+    Partition cut = partition(params, row, count, threads.num_threads());
+    cut.codes = &codes;
+    run_rows(threads, params, cut);
+  }
+}
+
+}  // namespace
+
+void linear(ThreadPool& threads, const LinearParams& params) {
+  if (is_quantised(params)) return run_quantised(threads, params);
+  run_rows(threads, params, partition(params, 0, params.x.rows, threads.num_threads()));
+}
+
+std::int64_t linear_workspace_bytes(std::int64_t max_rows, std::int64_t max_cols) {
+  const std::int64_t row_bytes = quantised_row_bytes(max_cols);
+  return std::min(max_rows * row_bytes, std::max(kQuantisedBytes, kFewestQuantisedRows * row_bytes));
 }
 
 }  // namespace paged::cpu

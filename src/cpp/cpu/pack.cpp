@@ -138,8 +138,7 @@ std::string_view name_of(WeightType type) { return entry_of(type).name; }
 
 WeightMatrixPtr pack_matrix(const WeightSource& source, ThreadPool& threads) {
   const std::int64_t row_bytes = cpu::checked_row_bytes(source);
-  auto matrix = std::make_unique<cpu::PackedMatrix>(source.rows, source.cols, cpu::packed_format_of(source.type),
-                                                    source.float_activations);
+  auto matrix = std::make_unique<cpu::PackedMatrix>(source.rows, source.cols, cpu::packed_format_of(source.type));
   threads.parallel_for(matrix->num_panels, [&](std::int64_t panel, int) {
     pack_panel(panel_source(source, row_bytes, panel), source.type, *matrix, panel);
   });

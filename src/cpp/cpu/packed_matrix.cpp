@@ -86,11 +86,9 @@ T element(const std::byte* panel, std::int64_t index) {
 
 }  // namespace
 
-PackedMatrix::PackedMatrix(std::int64_t num_rows, std::int64_t num_cols, PackedFormat packed_format,
-                           bool with_float_activations)
+PackedMatrix::PackedMatrix(std::int64_t num_rows, std::int64_t num_cols, PackedFormat packed_format)
     : WeightMatrix(num_rows, num_cols),
       format(packed_format),
-      float_activations(with_float_activations),
       num_panels((num_rows + cpu::kPanelRows - 1) / cpu::kPanelRows),
       panel_bytes(panel_bytes_of(num_cols, packed_format)),
       data(allocate(num_panels * panel_bytes)) {}

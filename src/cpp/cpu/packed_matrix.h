@@ -70,13 +70,12 @@ constexpr const QuantLayout* layout_of(PackedFormat format) {
 
 class PackedMatrix final : public WeightMatrix {
  public:
-  PackedMatrix(std::int64_t num_rows, std::int64_t num_cols, PackedFormat packed_format, bool with_float_activations);
+  PackedMatrix(std::int64_t num_rows, std::int64_t num_cols, PackedFormat packed_format);
   ~PackedMatrix() override;
 
   std::int64_t num_bytes() const override { return num_panels * panel_bytes; }
 
   const PackedFormat format;
-  const bool float_activations;  // of quantised weights: x is not quantised for them
   const std::int64_t num_panels;
   const std::int64_t panel_bytes;
   std::byte* const data;  // [num_panels, panel_bytes], 64-byte aligned

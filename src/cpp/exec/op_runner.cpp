@@ -40,6 +40,13 @@ std::int32_t max_num_heads(const Program& program) {
   return heads;
 }
 
+std::int64_t max_matrix_cols(const Program& program) {
+  std::int64_t cols = 0;
+  for (const Op& op : program.ops())
+    for (const std::int32_t index : op.matrices) cols = std::max(cols, program.matrix(index)->cols);
+  return cols;
+}
+
 OpRunner::OpRunner(const Program& program, const KvPoolLimits& limits, const ExecutionContext& context,
                    OpBuffers buffers)
     : program_(program), limits_(limits), context_(context), buffers_(std::move(buffers)) {
@@ -103,7 +110,7 @@ void OpRunner::run_linear(const Op& op, const BatchView& batch) const {
   std::array<const WeightMatrix*, 8> parts{};
   for (std::size_t i = 0; i < op.matrices.size(); ++i) parts[i] = program_.matrix(op.matrices[i]);
   ops::linear(context_, {view(op.inputs[0], batch), parts.data(), static_cast<std::int32_t>(op.matrices.size()),
-                         vector_data(op), view(op.outputs[0], batch)});
+                         vector_data(op), view(op.outputs[0], batch), buffers_.linear_workspace});
 }
 
 void OpRunner::run_gated_linear(const Op& op, const BatchView& batch) const {
@@ -115,7 +122,7 @@ void OpRunner::run_gated_linear(const Op& op, const BatchView& batch) const {
               "gated_linear: on the CPU it takes two matrices and ", 2 * out.cols, " columns for their products, got ",
               op.matrices.size(), " and ", products.cols);
   const std::array parts{program_.matrix(op.matrices[0]), program_.matrix(op.matrices[1])};
-  ops::linear(context_, {x, parts.data(), 2, nullptr, products});
+  ops::linear(context_, {x, parts.data(), 2, nullptr, products, buffers_.linear_workspace});
   MatrixView gate = products, up = products;
   gate.cols = up.cols = out.cols;
   up.data = static_cast<std::byte*>(up.data) + out.cols * size_of(out.dtype);

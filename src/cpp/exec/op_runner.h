@@ -28,6 +28,7 @@ struct OpBuffers {
   std::byte* arena = nullptr;
   std::byte* kv_pool = nullptr;  // layer after layer
   void* attention_workspace = nullptr;
+  void* linear_workspace = nullptr;        // on the CPU
   std::vector<const float*> vectors = {};  // the program's, by index
   // On a GPU: the limits attention plans for, and a plan for each window among the layers.
   const AttentionLimits* attention_limits = nullptr;
@@ -37,6 +38,7 @@ struct OpBuffers {
 // Windows among the program's attention ops, each once.
 std::vector<std::int32_t> attention_windows(const Program& program);
 std::int32_t max_num_heads(const Program& program);
+std::int64_t max_matrix_cols(const Program& program);
 
 class OpRunner {
  public:

@@ -17,6 +17,7 @@ ProgramExecutor::ProgramExecutor(std::shared_ptr<const Program> program, const K
       kv_blocks_(kv_pool_span(kv_pool_.data(), program_->kv_cache(), limits)),
       attention_workspace_(ops::attention_workspace_bytes(program_->arena().max_tokens, max_num_heads(*program_),
                                                           program_->kv_cache().head_dim, limits.max_seq_len)),
+      linear_workspace_(ops::linear_workspace_bytes(program_->arena().max_tokens, max_matrix_cols(*program_))),
       runner_(*program_, limits, {Device::kCpu, threads_.get(), nullptr}, buffers()) {}
 
 ExecutorLimits ProgramExecutor::limits() const {
@@ -26,7 +27,7 @@ ExecutorLimits ProgramExecutor::limits() const {
 }
 
 OpBuffers ProgramExecutor::buffers() const {
-  OpBuffers buffers{arena_.data(), kv_pool_.data(), attention_workspace_.data()};
+  OpBuffers buffers{arena_.data(), kv_pool_.data(), attention_workspace_.data(), linear_workspace_.data()};
   for (const std::vector<float>& vector : program_->vectors()) buffers.vectors.push_back(vector.data());
   return buffers;
 }

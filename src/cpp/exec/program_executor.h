@@ -35,7 +35,9 @@ class ProgramExecutor final : public Executor {
   const std::vector<double>& op_seconds() const { return op_seconds_; }
 
   std::int64_t kv_cache_bytes() const { return kv_pool_.num_bytes(); }
-  std::int64_t workspace_bytes() const { return arena_.num_bytes() + attention_workspace_.num_bytes(); }
+  std::int64_t workspace_bytes() const {
+    return arena_.num_bytes() + attention_workspace_.num_bytes() + linear_workspace_.num_bytes();
+  }
 
  private:
   OpBuffers buffers() const;
@@ -48,6 +50,7 @@ class ProgramExecutor final : public Executor {
   AlignedBuffer kv_pool_;
   HostKvBlocks kv_blocks_;
   AlignedBuffer attention_workspace_;
+  AlignedBuffer linear_workspace_;
   OpRunner runner_;
   std::vector<double> op_seconds_;
 };

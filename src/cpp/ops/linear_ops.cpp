@@ -45,4 +45,8 @@ void gated_linear(const ExecutionContext& context, const GatedLinearParams& para
   gpu::gated_linear(context, params);
 }
 
+std::int64_t linear_workspace_bytes(std::int64_t max_rows, std::int64_t max_cols) {
+  return cpu::linear_workspace_bytes(max_rows, max_cols);
+}
+
 }  // namespace paged::ops

@@ -60,8 +60,9 @@ struct LinearParams {
   MatrixView x;                      // [T, K]
   const WeightMatrix* const* parts;  // [num_parts], each [N_i, K]
   std::int32_t num_parts;
-  const float* bias;  // [sum N_i] or null
-  MatrixView out;     // [T, sum N_i]; float32 or x's dtype
+  const float* bias;          // [sum N_i] or null
+  MatrixView out;             // [T, sum N_i]; float32 or x's dtype
+  void* workspace = nullptr;  // on the CPU, where a part is quantised: linear_workspace_bytes(...)
 };
 
 enum class Activation : std::uint8_t { kSilu, kGeluTanh, kGeluErf };
@@ -248,6 +249,7 @@ void sample(const ExecutionContext& context, const SampleParams& params);
 void copy_blocks(const ExecutionContext& context, const CopyBlocksParams& params);
 
 // On the CPU; upper bounds over every batch the limits allow, so that the caller allocates once.
+std::int64_t linear_workspace_bytes(std::int64_t max_rows, std::int64_t max_cols);
 std::int64_t attention_workspace_bytes(int max_tokens, int num_heads, int head_dim, int max_seq_len);
 std::int64_t sample_workspace_bytes(int num_threads, std::int64_t vocab_size);
 

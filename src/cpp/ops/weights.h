@@ -36,8 +36,7 @@ struct WeightSource {
   std::int64_t rows;       // output features
   std::int64_t cols;       // input features
   WeightType type;
-  const std::int32_t* row_order;   // [rows] row i of the matrix is row row_order[i] of the source; null: as they lie
-  bool float_activations = false;  // CPU, quantised weights: multiply x as it is; else x is rounded to 8 bits
+  const std::int32_t* row_order;  // [rows] row i of the matrix is row row_order[i] of the source; null: as they lie
 };
 
 // A weight [rows, cols] in the form the kernels of one device read: cpu::PackedMatrix or gpu::DeviceMatrix.

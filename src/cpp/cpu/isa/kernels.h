@@ -22,6 +22,9 @@ void rms_norm(const RmsNormParams& op, std::int64_t row_begin, std::int64_t row_
 void add_rms_norm(const AddRmsNormParams& op, std::int64_t row_begin, std::int64_t row_end);
 void add(const AddParams& op, std::int64_t row_begin, std::int64_t row_end);
 }  // namespace PAGED_ISA_OF_NORM
+namespace PAGED_ISA_OF_QUANTISE_ROWS {
+void quantise_rows(const MatrixView& x, const QuantisedRows& to, std::int64_t row_begin, std::int64_t row_end);
+}
 namespace PAGED_ISA_OF_ROPE_STORE {
 void rope(const RopeParams& op, std::int64_t row_begin, std::int64_t row_end);
 void store_kv(const StoreKvParams& op, std::int64_t row_begin, std::int64_t row_end);

@@ -5,7 +5,7 @@
 // same chains:
 //   few rows        weights are decoded in registers and used at once (decode streams the weights, memory bound)
 //   many rows       two panels are decoded into scratch once per 256 k and multiplied by all rows of the tile
-//   quantised       in integers (linear_integer.h), unless the matrix asks for floats
+//   quantised       in integers (linear_integer.h)
 //   bf16 x bf16     where the machine has AMX, by its tiles (linear_tiles.h); else where it has dpbf16, by a chain
 //                   of it over pairs of k; either for every number of rows
 #include "cpu/isa/kernels.h"
@@ -18,7 +18,7 @@ namespace paged::cpu::PAGED_ISA_NAMESPACE {
 namespace {
 
 constexpr int kFewRows = 4;
-constexpr int kChain = 32;         // k of one chain; a multiple of every format's group
+constexpr int kChain = 32;         // k of one chain
 constexpr int kPairChain = 256;    // of one chain of bfloat16 pairs, whose operands are coarser than its rounding
 constexpr int kBlockK = 256;       // k of one pass over many rows
 constexpr int kLongBlockK = 2048;  // k of one pass over few rows
@@ -81,19 +81,12 @@ void multiply_direct(const Pass& pass, int panel) {
   const float* x = static_cast<const float*>(pass.x);
   const std::byte* weights = pass.panels + panel * pass.panel_bytes;
   add_chains<kChain, kRows, kPanels>(pass.count, pass.acc + panel * kPanelRows, [&](auto& acc, int begin, int end) {
-    for (int k = begin; k < end; k += Format::kGroup) {
+    for (int k = begin; k < end; k += 8) {
       for (int p = 0; p < kPanels; ++p) {
-        const std::byte* from = weights + p * pass.panel_bytes;
-        const auto scale = Format::scales(from, pass.k_begin + k);
-        F32 sum[kRows];
-        for (int r = 0; r < kRows; ++r) sum[r] = acc[r][p];
-        for (int i = 0; i < Format::kGroup; i += 8) {
-          F32 w[8];
-          Format::decode(from, pass.k_begin + k + i, scale, w);
-          for (int j = 0; j < 8; ++j)
-            for (int r = 0; r < kRows; ++r) sum[r] = fma(set1(x[r * pass.x_stride + k + i + j]), w[j], sum[r]);
-        }
-        for (int r = 0; r < kRows; ++r) acc[r][p] = sum[r];
+        F32 w[8];
+        Format::decode(weights + p * pass.panel_bytes, pass.k_begin + k, w);
+        for (int j = 0; j < 8; ++j)
+          for (int r = 0; r < kRows; ++r) acc[r][p] = fma(set1(x[r * pass.x_stride + k + j]), w[j], acc[r][p]);
       }
     }
   });
@@ -170,13 +163,10 @@ void multiply_decoded(const Pass& pass, int num_rows, int panel, float* scratch)
     const std::byte* from = pass.panels + (panel + p) * pass.panel_bytes;
     float* to = scratch + p * kBlockK * kPanelRows;
     w[p] = to;
-    for (int k = 0; k < pass.count; k += Format::kGroup) {
-      const auto scale = Format::scales(from, pass.k_begin + k);
-      for (int i = 0; i < Format::kGroup; i += 8) {
-        F32 weights[8];
-        Format::decode(from, pass.k_begin + k + i, scale, weights);
-        for (int j = 0; j < 8; ++j) store(to + (k + i + j) * kPanelRows, weights[j]);
-      }
+    for (int k = 0; k < pass.count; k += 8) {
+      F32 weights[8];
+      Format::decode(from, pass.k_begin + k, weights);
+      for (int j = 0; j < 8; ++j) store(to + (k + j) * kPanelRows, weights[j]);
     }
   }
   const int tile = even_tile(num_rows);
@@ -260,7 +250,8 @@ void linear(const LinearTile& tile) {
       return;
     }
   }
-  if (multiply_integers(tile, scratch.acc, kAccStride, reinterpret_cast<std::byte*>(scratch.x))) {
+  if (layout_of(tile.weights->format) != nullptr) {
+    multiply_integers(tile, scratch.acc, kAccStride, reinterpret_cast<std::byte*>(scratch.x));
     with_type(tile.out.dtype, [&](auto tag) { finish_rows<decltype(tag)>(tile, scratch.acc); });
     return;
   }

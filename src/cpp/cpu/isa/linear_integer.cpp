@@ -1,201 +1,283 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cpu/isa/linear_integer.h"
 
-#include "cpu/isa/linear_formats.h"
-#include "cpu/isa/quantise_rows.h"
+#include "cpu/isa/integer_dot.h"
+#include "cpu/packed_matrix.h"
+#include "cpu/quantised_rows.h"
 
 namespace paged::cpu::PAGED_ISA_NAMESPACE {
 namespace {
 
-constexpr int kFewRows = 4;        // weights come from memory once, whatever the order
-constexpr int kLongBlockK = 2048;  // k of one pass over few rows
-constexpr int kBlockK = 512;       // over many: x and two panels stay in the nearest caches
-constexpr int kPadding = 64;       // between rows of codes: rows as far apart as a power of two evict one another
+constexpr int kFewRows = 4;
+constexpr int kBlockK = 256;  // k of one pass over many rows; a multiple of every block
 
-// Operands of one pass: `count` consecutive k.
-struct Pass {
-  const std::int8_t* codes;  // [num_rows, code_stride]
-  int code_stride;
-  const ByteGroup* groups;  // [num_rows, group_stride]
-  int group_stride;
-  int count;
-  std::int64_t k_begin;
-  const std::byte* panels;  // first panel of the tile, from its k = 0
-  std::int64_t panel_bytes;
-  float* acc;  // [num_rows, acc_stride]
+// Some rows of x and where their sums go.
+struct Rows {
+  const std::byte* codes;
+  std::int64_t code_stride;
+  const CodeGroup* groups;
+  std::int64_t group_stride;
+  float* acc;
   int acc_stride;
-};
-static_assert(kMaxTileRows * (kBlockK + kPadding + kBlockK / kByteGroup * sizeof(ByteGroup)) <= kIntegerScratch);
-static_assert(kFewRows * (kLongBlockK + kPadding + kLongBlockK / kByteGroup * sizeof(ByteGroup)) <= kIntegerScratch);
 
-constexpr int max_code_of(const QuantLayout& layout) {
-  if (layout.bits == 4) return 15;
-  if (!layout.is_signed) return 31;        // of formats with five bits
-  return layout.group_k == 16 ? 32 : 128;  // of Q6_K, else of any byte
+  PAGED_INLINE Rows from(int row) const {
+    return {codes + row * code_stride, code_stride, groups + row * group_stride, group_stride,
+            acc + row * acc_stride,    acc_stride};
+  }
+};
+
+// Of one row in the group of weights that begins with half `half` of a group of x.
+template <int kGroup>
+PAGED_INLINE std::int32_t code_sum(const CodeGroup& group, int half) {
+  return kGroup == kCodeGroup ? group.sums[0] + group.sums[1] : group.sums[half];
+}
+
+// The group's sum into acc, as its scale and min have it.
+template <bool kHasMin>
+PAGED_INLINE F32 add_scaled(F32 acc, I32 sum, F32 scale, F32 min, const CodeGroup& group) {
+  acc = acc + int_to_float(sum) * (scale * set1(group.scale));
+  if constexpr (kHasMin) acc = acc + min * set1(group.scaled_sum);
+  return acc;
 }
 
 template <QuantLayout kLayout>
-struct ByteFormat {
+struct Format {
   static constexpr int kGroup = kLayout.group_k;
-  static constexpr int kWords = kGroup / 4;
-  using Float = QuantFormat<kLayout>;
-  using Dot = ByteDot<kLayout.is_signed, max_code_of(kLayout), kWords>;
+  static constexpr int kGroupQuads = kGroup / 4;
+  static constexpr int kGroupBytes = kGroup * kPanelRows * kLayout.bits / 8;
+  static constexpr int kOffset = kLayout.zero + (kLayout.bits == 8 ? operand_offset(kLayout.is_signed) : 0);
 
-  PAGED_INLINE static const std::byte* codes(const std::byte* panel, std::int64_t k) {
-    constexpr int kGroupBytes = kGroup * kPanelRows * kLayout.bits / 8;
-    return Float::block_of(panel, k) + kLayout.codes_offset() +
-           static_cast<int>(k % kLayout.block_k) / kGroup * kGroupBytes;
+  PAGED_INLINE static F32 group_bytes(const std::byte* block, int offset, int group) {
+    return load(reinterpret_cast<const std::int8_t*>(block) + offset + group * kPanelRows);
   }
-
-  // k = 4 * i .. 4 * i + 3 of the group whose codes begin at `codes`.
-  PAGED_INLINE static I32 word(const std::byte* codes, int i) {
-    if constexpr (kLayout.bits == 8) return Dot::prepare(load_words(codes + i * 64));
-    const I32 pair = load_words(codes + i / 2 * 64), mask = set1_word(0x0f0f0f0fu);
-    return i % 2 == 0 ? pair & mask : shift_right<4>(pair) & mask;
+  PAGED_INLINE static F32 scale(const std::byte* block, int group) {
+    const F32 d = load(reinterpret_cast<const Float16*>(block));
+    if constexpr (kLayout.sub_scaled) return d * group_bytes(block, kLayout.scales_offset(), group);
+    return d;
   }
-
-  // What the sums of products start from, so that codes that count from a zero need no more thought.
-  PAGED_INLINE static std::int32_t start(const ByteGroup& group, int k) {
-    constexpr int kOffset = kLayout.zero + Dot::kOffset;
-    if constexpr (kOffset == 0) return 0;
-    if constexpr (kGroup == kByteGroup) return -kOffset * (group.sums[0] + group.sums[1]);
-    return -kOffset * group.sums[k / kGroup % 2];
+  PAGED_INLINE static F32 min(const std::byte* block, int group) {
+    if constexpr (!kLayout.has_min) return zero();
+    const F32 d = load(reinterpret_cast<const Float16*>(block) + kPanelRows);
+    if constexpr (kLayout.sub_scaled) return zero() - d * group_bytes(block, kLayout.mins_offset(), group);
+    return d;
+  }
+  PAGED_INLINE static const std::byte* codes(const std::byte* block, int group) {
+    return block + kLayout.codes_offset() + group * kGroupBytes;
+  }
+  // k = 4 * kQuad .. 4 * kQuad + 3 of the group whose codes begin at `codes`.
+  template <int kQuad>
+  PAGED_INLINE static Operand operand(const std::byte* codes) {
+    if constexpr (kLayout.bits == 8) return operand_of_bytes<kLayout.is_signed>(load_words(codes + kQuad * 64));
+    return operand_of_nibbles<kQuad % 2>(load_words(codes + kQuad / 2 * 64));
   }
 };
 
-// Sums of products of one group, k of the pass.
-template <typename Format, int kRows, int kPanels>
-PAGED_INLINE void multiply_group(const std::int8_t* const (&x)[kRows], const std::byte* const (&codes)[kPanels],
-                                 I32 (&sums)[kRows][kPanels]) {
-  using Dot = typename Format::Dot;
-#pragma GCC unroll 8
-  for (int begin = 0; begin < Format::kWords; begin += Dot::kRun) {
-    I32 run[kRows][kPanels];
+// ---- few rows
+
+template <typename F, int kRows, int kQuad>
+PAGED_INLINE void add_quads(const std::byte* codes, const Rows& rows, std::int64_t k, Sums (&sums)[kRows]) {
+  if constexpr (kQuad < F::kGroupQuads) {
+    const Operand w = F::template operand<kQuad>(codes);
     for (int r = 0; r < kRows; ++r)
-      for (int p = 0; p < kPanels; ++p) run[r][p] = Dot::begin(sums[r][p]);
-#pragma GCC unroll 8
-    for (int i = begin; i < begin + Dot::kRun; ++i) {
-      I32 w[kPanels];
-      for (int p = 0; p < kPanels; ++p) w[p] = Format::word(codes[p], i);
-      for (int r = 0; r < kRows; ++r) {
-        std::uint32_t four;
-        __builtin_memcpy(&four, x[r] + 4 * i, 4);
-        const I32 element = set1_word(four);
-        for (int p = 0; p < kPanels; ++p) run[r][p] = Dot::next(run[r][p], w[p], element);
-      }
-    }
-    for (int r = 0; r < kRows; ++r)
-      for (int p = 0; p < kPanels; ++p) sums[r][p] = Dot::end(sums[r][p], run[r][p]);
+      add_products(sums[r], w, load_quad(rows.codes + r * rows.code_stride + 2 * k + kQuad * kQuadBytes));
+    add_quads<F, kRows, kQuad + 1>(codes, rows, k, sums);
   }
 }
 
-template <QuantLayout kLayout, int kRows, int kPanels>
-void multiply(const Pass& pass, int row, int panel) {
-  using Format = ByteFormat<kLayout>;
-  const ByteGroup* groups = pass.groups + row * pass.group_stride;
-  const std::byte* weights = pass.panels + panel * pass.panel_bytes;
-  float* out = pass.acc + row * pass.acc_stride + panel * kPanelRows;
-  F32 acc[kRows][kPanels];
-  for (int r = 0; r < kRows; ++r)
-    for (int p = 0; p < kPanels; ++p) acc[r][p] = load(out + r * pass.acc_stride + p * kPanelRows);
-  for (int k = 0; k < pass.count; k += Format::kGroup) {
-    const std::int8_t* x[kRows];
-    const std::byte* codes[kPanels];
-    I32 sums[kRows][kPanels];
-    for (int p = 0; p < kPanels; ++p) codes[p] = Format::codes(weights + p * pass.panel_bytes, pass.k_begin + k);
-    for (int r = 0; r < kRows; ++r) {
-      x[r] = pass.codes + (row + r) * pass.code_stride + k;
-      const std::int32_t start = Format::start(groups[r * pass.group_stride + k / kByteGroup], k);
-      for (int p = 0; p < kPanels; ++p) sums[r][p] = set1_word(static_cast<std::uint32_t>(start));
-    }
-    multiply_group<Format>(x, codes, sums);
-    for (int p = 0; p < kPanels; ++p) {
-      const ScaleAndMin scale = Format::Float::scales(weights + p * pass.panel_bytes, pass.k_begin + k);
-      for (int r = 0; r < kRows; ++r) {
-        const ByteGroup& group = groups[r * pass.group_stride + k / kByteGroup];
-        acc[r][p] = acc[r][p] + int_to_float(sums[r][p]) * (scale.scale * set1(group.scale));
-        if constexpr (kLayout.has_min) acc[r][p] = acc[r][p] + scale.min * set1(group.scaled_sum);
-      }
+// All of k by one panel.
+template <QuantLayout kLayout, int kRows>
+void multiply_direct(const Rows& rows, std::int64_t cols, const std::byte* block) {
+  using F = Format<kLayout>;
+  F32 acc[kRows];
+  for (int r = 0; r < kRows; ++r) acc[r] = zero();
+  for (std::int64_t k = 0; k < cols; block += kLayout.block_bytes()) {
+    for (int group = 0; group < kLayout.groups(); ++group, k += F::kGroup) {
+      const CodeGroup* at = rows.groups + k / kCodeGroup;
+      Sums sums[kRows];
+      for (int r = 0; r < kRows; ++r)
+        sums[r] =
+            sums_from(F::kOffset == 0 ? 0 : -F::kOffset * code_sum<F::kGroup>(at[r * rows.group_stride], group % 2));
+      add_quads<F, kRows, 0>(F::codes(block, group), rows, k, sums);
+      const F32 scale = F::scale(block, group), min = F::min(block, group);
+      for (int r = 0; r < kRows; ++r)
+        acc[r] = add_scaled<kLayout.has_min>(acc[r], total(sums[r]), scale, min, at[r * rows.group_stride]);
     }
   }
-  for (int r = 0; r < kRows; ++r)
-    for (int p = 0; p < kPanels; ++p) store(out + r * pass.acc_stride + p * kPanelRows, acc[r][p]);
+  for (int r = 0; r < kRows; ++r) store(rows.acc + r * rows.acc_stride, acc[r]);
 }
 
 template <QuantLayout kLayout, int kRows>
-void multiply_rows(const Pass& pass, int row, int num_rows, int num_panels) {
-  if (num_rows == kRows) {
-    constexpr int kMost = kByteTiles / kRows;
-    constexpr int kPanels = kMost > 4 ? 4 : kMost < 1 ? 1 : kMost;
-    int panel = 0;
-    for (; panel + kPanels <= num_panels; panel += kPanels) multiply<kLayout, kRows, kPanels>(pass, row, panel);
-    for (; panel < num_panels; ++panel) multiply<kLayout, kRows, 1>(pass, row, panel);
-  } else if constexpr (kRows > 1) {
-    multiply_rows<kLayout, kRows - 1>(pass, row, num_rows, num_panels);
+void multiply_few(Rows rows, const LinearTile& tile) {
+  if constexpr (kRows > 1) {
+    if (tile.num_rows < kRows) return multiply_few<kLayout, kRows - 1>(rows, tile);
+  }
+  const PackedMatrix& matrix = *tile.weights;
+  for (int p = 0; p < tile.num_panels; ++p, rows.acc += kPanelRows)
+    multiply_direct<kLayout, kRows>(rows, matrix.cols, matrix.data + (tile.panel_begin + p) * matrix.panel_bytes);
+}
+
+// ---- many rows
+
+// kBlockK of a panel.
+struct WidePanel {
+  alignas(64) std::byte operands[kBlockK / 4 * sizeof(Operand)];
+  alignas(64) float scales[kBlockK / 16 * kPanelRows];
+  alignas(64) float mins[kBlockK / 16 * kPanelRows];
+};
+static_assert(kIntegerPanels * sizeof(WidePanel) <= kIntegerScratch);
+
+// What many rows need to know of a format.
+struct WideFormat {
+  int group;  // 16 or 32
+  int offset;
+  bool has_min;
+};
+
+template <typename F, int kQuad>
+PAGED_INLINE void widen_quads(const std::byte* codes, std::byte* to) {
+  if constexpr (kQuad < F::kGroupQuads) {
+    store_operand(to + kQuad * sizeof(Operand), F::template operand<kQuad>(codes));
+    widen_quads<F, kQuad + 1>(codes, to);
   }
 }
 
-// Register tiles as even as they can be.
 template <QuantLayout kLayout>
-void run_pass(const Pass& pass, int num_rows, int num_panels) {
-  const int tiles = (num_rows + kByteRows - 1) / kByteRows;
-  const int tile = (num_rows + tiles - 1) / tiles;
-  const int panels = num_rows <= kFewRows ? num_panels : 2;  // that stay in the nearest cache for all rows
-  for (int panel = 0; panel < num_panels; panel += panels) {
-    Pass part = pass;
-    part.panels += panel * pass.panel_bytes;
-    part.acc += panel * kPanelRows;
-    const int count = num_panels - panel < panels ? num_panels - panel : panels;
-    for (int row = 0; row < num_rows; row += tile)
-      multiply_rows<kLayout, kByteRows>(part, row, num_rows - row < tile ? num_rows - row : tile, count);
+WideFormat widen(const std::byte* block, int count, WidePanel& panel) {
+  using F = Format<kLayout>;
+  int at = 0;
+  for (int k = 0; k < count; block += kLayout.block_bytes()) {
+    for (int group = 0; group < kLayout.groups(); ++group, ++at, k += F::kGroup) {
+      widen_quads<F, 0>(F::codes(block, group), panel.operands + k / 4 * sizeof(Operand));
+      store(panel.scales + at * kPanelRows, F::scale(block, group));
+      if constexpr (kLayout.has_min) store(panel.mins + at * kPanelRows, F::min(block, group));
+    }
+  }
+  return {F::kGroup, F::kOffset, kLayout.has_min};
+}
+
+// From k on, a multiple of kBlockK.
+template <QuantLayout kLayout>
+WideFormat widen(const std::byte* panel, std::int64_t k, int count, WidePanel& to) {
+  return widen<kLayout>(panel + k / kLayout.block_k * kLayout.block_bytes(), count, to);
+}
+
+WideFormat widen(PackedFormat format, const std::byte* panel, std::int64_t k, int count, WidePanel& to) {
+  switch (format) {
+    case PackedFormat::kQ8: return widen<kQ8Layout>(panel, k, count, to);
+    case PackedFormat::kQ8Min: return widen<kQ8MinLayout>(panel, k, count, to);
+    case PackedFormat::kQ4: return widen<kQ4Layout>(panel, k, count, to);
+    case PackedFormat::kQ4Min: return widen<kQ4MinLayout>(panel, k, count, to);
+    case PackedFormat::kQ4K: return widen<kQ4KLayout>(panel, k, count, to);
+    case PackedFormat::kQ5K: return widen<kQ5KLayout>(panel, k, count, to);
+    case PackedFormat::kQ6K: return widen<kQ6KLayout>(panel, k, count, to);
+    default: return {};
   }
 }
 
-void run_pass(PackedFormat format, const Pass& pass, int num_rows, int num_panels) {
-  switch (format) {
-    case PackedFormat::kQ8: return run_pass<kQ8Layout>(pass, num_rows, num_panels);
-    case PackedFormat::kQ8Min: return run_pass<kQ8MinLayout>(pass, num_rows, num_panels);
-    case PackedFormat::kQ4: return run_pass<kQ4Layout>(pass, num_rows, num_panels);
-    case PackedFormat::kQ4Min: return run_pass<kQ4MinLayout>(pass, num_rows, num_panels);
-    case PackedFormat::kQ4K: return run_pass<kQ4KLayout>(pass, num_rows, num_panels);
-    case PackedFormat::kQ5K: return run_pass<kQ5KLayout>(pass, num_rows, num_panels);
-    case PackedFormat::kQ6K: return run_pass<kQ6KLayout>(pass, num_rows, num_panels);
+// Adds the products of one group, from k on. One quad a turn: more, and the compiler reorders the sums out of
+// registers.
+template <int kRows>
+PAGED_INLINE void add_group(const WidePanel* panels, const Rows& rows, int k, int quads,
+                            Sums (&sums)[kRows][kIntegerPanels]) {
+  const std::byte* codes = rows.codes + 2 * k;
+  const std::byte* operands = panels->operands + k / 4 * sizeof(Operand);
+#pragma GCC unroll 1
+  for (int quad = 0; quad < quads; ++quad, codes += kQuadBytes, operands += sizeof(Operand)) {
+    Operand w[kIntegerPanels];
+    for (int p = 0; p < kIntegerPanels; ++p) w[p] = load_operand(operands + p * sizeof(WidePanel));
+    for (int r = 0; r < kRows; ++r) {
+      const QuadOfX x = load_quad(codes + r * rows.code_stride);
+      for (int p = 0; p < kIntegerPanels; ++p) add_products(sums[r][p], w[p], x);
+    }
+  }
+}
+
+template <int kRows>
+void multiply_wide(const WidePanel* panels, WideFormat format, const Rows& rows, int count) {
+  for (int k = 0, at = 0; k < count; k += format.group, ++at) {
+    const CodeGroup* group = rows.groups + k / kCodeGroup;
+    Sums sums[kRows][kIntegerPanels];
+    for (int r = 0; r < kRows; ++r) {
+      const CodeGroup& own = group[r * rows.group_stride];
+      const int sum = format.group == kCodeGroup ? code_sum<kCodeGroup>(own, 0) : code_sum<16>(own, at % 2);
+      for (int p = 0; p < kIntegerPanels; ++p) sums[r][p] = sums_from(-format.offset * sum);
+    }
+    add_group<kRows>(panels, rows, k, format.group / 4, sums);
+    for (int p = 0; p < kIntegerPanels; ++p) {
+      const F32 scale = load(panels[p].scales + at * kPanelRows),
+                min = format.has_min ? load(panels[p].mins + at * kPanelRows) : zero();
+      for (int r = 0; r < kRows; ++r) {
+        float* to = rows.acc + r * rows.acc_stride + p * kPanelRows;
+        const I32 sum = total(sums[r][p]);
+        const CodeGroup& own = group[r * rows.group_stride];
+        store(to, format.has_min ? add_scaled<true>(load(to), sum, scale, min, own)
+                                 : add_scaled<false>(load(to), sum, scale, min, own));
+      }
+    }
+  }
+}
+
+template <int kRows>
+PAGED_INLINE void multiply_tile(const WidePanel* panels, WideFormat format, const Rows& rows, int count, int num_rows) {
+  if (num_rows == kRows)
+    multiply_wide<kRows>(panels, format, rows, count);
+  else if constexpr (kRows > 1)
+    multiply_tile<kRows - 1>(panels, format, rows, count, num_rows);
+}
+
+// Register tiles as even as they can be. Behind an odd number of panels the last one is multiplied twice: into the room
+// that acc has.
+void multiply_many(const Rows& all, const LinearTile& tile, WidePanel* panels) {
+  const PackedMatrix& matrix = *tile.weights;
+  const int tiles = (tile.num_rows + kIntegerRows - 1) / kIntegerRows;
+  const int tile_rows = (tile.num_rows + tiles - 1) / tiles;
+  for (int panel = 0; panel < tile.num_panels; panel += kIntegerPanels) {
+    for (std::int64_t k = 0; k < matrix.cols; k += kBlockK) {
+      const int count = static_cast<int>(matrix.cols - k < kBlockK ? matrix.cols - k : kBlockK);
+      WideFormat format{};
+      for (int p = 0; p < kIntegerPanels; ++p) {
+        const int last = panel + p < tile.num_panels ? panel + p : tile.num_panels - 1;
+        const std::byte* from = matrix.data + (tile.panel_begin + last) * matrix.panel_bytes;
+        format = widen(matrix.format, from, k, count, panels[p]);
+      }
+      for (int row = 0; row < tile.num_rows; row += tile_rows) {
+        Rows rows = all.from(row);
+        rows.codes += 2 * k, rows.groups += k / kCodeGroup, rows.acc += panel * kPanelRows;
+        const int left = tile.num_rows - row;
+        multiply_tile<kIntegerRows>(panels, format, rows, count, left < tile_rows ? left : tile_rows);
+      }
+    }
+  }
+}
+
+void multiply_few(const Rows& rows, const LinearTile& tile) {
+  switch (tile.weights->format) {
+    case PackedFormat::kQ8: return multiply_few<kQ8Layout, kFewRows>(rows, tile);
+    case PackedFormat::kQ8Min: return multiply_few<kQ8MinLayout, kFewRows>(rows, tile);
+    case PackedFormat::kQ4: return multiply_few<kQ4Layout, kFewRows>(rows, tile);
+    case PackedFormat::kQ4Min: return multiply_few<kQ4MinLayout, kFewRows>(rows, tile);
+    case PackedFormat::kQ4K: return multiply_few<kQ4KLayout, kFewRows>(rows, tile);
+    case PackedFormat::kQ5K: return multiply_few<kQ5KLayout, kFewRows>(rows, tile);
+    case PackedFormat::kQ6K: return multiply_few<kQ6KLayout, kFewRows>(rows, tile);
     default: return;
   }
 }
 
 }  // namespace
 
-bool multiply_integers(const LinearTile& tile, float* acc, int acc_stride, std::byte* scratch) {
-  const PackedMatrix& matrix = *tile.weights;
-  if (matrix.float_activations || layout_of(matrix.format) == nullptr) return false;
-  const int block = tile.num_rows <= kFewRows ? kLongBlockK : kBlockK;
-  const int group_stride = block / kByteGroup;
-  auto* groups = reinterpret_cast<ByteGroup*>(scratch);
-  auto* codes = reinterpret_cast<std::int8_t*>(groups + tile.num_rows * group_stride);
+void multiply_integers(const LinearTile& tile, float* acc, int acc_stride, std::byte* scratch) {
+  const QuantisedRows& x = *tile.codes;
+  const std::int64_t row = tile.row_begin - x.first_row;
+  const Rows rows{x.codes + row * x.code_stride(),
+                  x.code_stride(),
+                  x.groups + row * x.group_stride(),
+                  x.group_stride(),
+                  acc,
+                  acc_stride};
+  if (tile.num_rows <= kFewRows) return multiply_few(rows, tile);
   __builtin_memset(acc, 0,
                    static_cast<unsigned long>(tile.num_rows) * static_cast<unsigned>(acc_stride) * sizeof(float));
-  for (std::int64_t k = 0; k < matrix.cols; k += block) {
-    const int count = static_cast<int>(matrix.cols - k < block ? matrix.cols - k : block);
-    const int code_stride = block + kPadding;
-    with_type(tile.x.dtype, [&](auto tag) {
-      for (int r = 0; r < tile.num_rows; ++r)
-        quantise_row(row_of<const decltype(tag)>(tile.x, tile.row_begin + r) + k, count, codes + r * code_stride,
-                     groups + r * group_stride);
-    });
-    const Pass pass{.codes = codes,
-                    .code_stride = code_stride,
-                    .groups = groups,
-                    .group_stride = group_stride,
-                    .count = count,
-                    .k_begin = k,
-                    .panels = matrix.data + tile.panel_begin * matrix.panel_bytes,
-                    .panel_bytes = matrix.panel_bytes,
-                    .acc = acc,
-                    .acc_stride = acc_stride};
-    run_pass(matrix.format, pass, tile.num_rows, tile.num_panels);
-  }
-  return true;
+  multiply_many(rows, tile, reinterpret_cast<WidePanel*>(scratch));
 }
 
 }  // namespace paged::cpu::PAGED_ISA_NAMESPACE

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// x @ w.T of quantised weights in integers: rows of x are quantised to bytes (quantise_rows.h), products within a group
-// of k are exact, and only the scaled sums of groups are rounded: one multiplication and one addition each, never
-// fused, groups in ascending order. So the result is the same for every number of rows and on every instruction set.
+// x @ w.T of quantised weights in integers, for rows of x that are quantised already (cpu/quantised_rows.h): products
+// within a group of k are exact, and only the scaled sums of groups are rounded: one multiplication and one addition
+// each, never fused, groups in ascending order. So the result is the same for every number of rows and on every
+// instruction set. Few rows meet the weights' codes in registers, of each format in its own way; many rows meet codes
+// that were widened into scratch before, where all formats look the same.
 #pragma once
 
 #include <cstddef>
@@ -9,13 +11,14 @@
 #include "cpu/kernel_table.h"
 
 namespace paged::cpu::PAGED_ISA_OF_LINEAR_INTEGER {
-// acc[rows of the tile][acc_stride] = the products of the tile, or false where its weights are of another kind.
-bool multiply_integers(const LinearTile& tile, float* acc, int acc_stride, std::byte* scratch);
+// acc[rows of the tile][acc_stride] = the products of the tile, whose weights are quantised. acc has room for one panel
+// more where their number is odd. scratch: kIntegerScratch, 64-byte aligned.
+void multiply_integers(const LinearTile& tile, float* acc, int acc_stride, std::byte* scratch);
 }  // namespace paged::cpu::PAGED_ISA_OF_LINEAR_INTEGER
 
 namespace paged::cpu::PAGED_ISA_NAMESPACE {
 
-inline constexpr int kIntegerScratch = 64 * 1024;
+inline constexpr int kIntegerScratch = 32 * 1024;
 
 using PAGED_ISA_OF_LINEAR_INTEGER::multiply_integers;
 

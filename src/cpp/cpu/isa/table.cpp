@@ -12,6 +12,7 @@ const KernelTable kTable = {
     .isa = PAGED_STRING(PAGED_ISA_NAMESPACE),
     .linear_rows = kHasTiles ? 64 : 48,
     .linear = PAGED_ISA_OF_LINEAR::linear,
+    .quantise_rows = PAGED_ISA_OF_QUANTISE_ROWS::quantise_rows,
     .attention = PAGED_ISA_OF_ATTENTION::attention,
     .attention_merge = PAGED_ISA_OF_ATTENTION::attention_merge,
     .rms_norm = PAGED_ISA_OF_NORM::rms_norm,

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+// Rows of x as products with quantised weights read them: codes of 16 bits, 32 of them (a group) with a scale, a power
+// of two. x = code * scale with |code| <= 32512: of a bfloat16, exact unless it is 128 times smaller than the largest
+// of its group; of any number, to half a scale, that is 2^-15 of the largest. The same codes on every instruction set;
+// how they lie is its own (isa/integer_dot.h).
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu/inline.h"
+
+namespace paged::cpu {
+
+inline constexpr int kCodeGroup = 32;
+inline constexpr int kCodePadding = 64;  // between rows: rows as far apart as a power of two evict one another
+
+struct CodeGroup {
+  float scale;           // NaN where x has a NaN or an infinity
+  float scaled_sum;      // scale * the sum of the codes, exact
+  std::int32_t sums[2];  // of the codes of each half
+};
+
+// Borrowed memory. Row 0 is row `first_row` of x.
+struct QuantisedRows {
+  std::byte* codes;   // [rows][code_stride], two bytes a code
+  CodeGroup* groups;  // [rows][cols / 32]
+  std::int64_t first_row;
+  std::int64_t cols;  // a multiple of 32
+
+  PAGED_INLINE std::int64_t code_stride() const { return 2 * cols + kCodePadding; }
+  PAGED_INLINE std::int64_t group_stride() const { return cols / kCodeGroup; }
+};
+
+constexpr std::int64_t quantised_row_bytes(std::int64_t cols) {
+  return 2 * cols + kCodePadding + cols / kCodeGroup * static_cast<std::int64_t>(sizeof(CodeGroup));
+}
+
+// Rows of x that are quantised before their products begin: as many as stay in the outer caches, but enough for the
+// weights, read again for the next ones, to cost little.
+inline constexpr std::int64_t kQuantisedBytes = 1 << 20, kFewestQuantisedRows = 96;
+constexpr std::int64_t quantised_rows_at_once(std::int64_t cols) {
+  return std::max(kFewestQuantisedRows, kQuantisedBytes / quantised_row_bytes(cols));
+}
+
+}  // namespace paged::cpu
