@@ -69,3 +69,62 @@ def test_a_quantised_checkpoint_answers_like_its_dequantised_weights(tmp_path: P
     with paged.LLM(tmp_path, **options) as llm:
         together = [answer.token_ids for answer in llm.generate(prompts, params, use_tqdm=False)]
         assert [llm.generate(prompt, params, use_tqdm=False).token_ids for prompt in prompts] == together
+
+
+def answers(folder: Path, **options: object) -> list[int]:
+    with paged.LLM(folder, kv_cache_bytes=1 << 20, max_model_len=64, **options) as llm:  # type: ignore[arg-type]
+        params = paged.SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True)
+        return llm.generate([3, 1, 4, 1, 5], params, use_tqdm=False).token_ids
+
+
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+def test_the_file_beside_the_model_is_used_and_verified(tmp_path: Path, quantize: str) -> None:
+    tiny_model("llama").save(tmp_path)
+    file = tmp_path / f"paged-{quantize}.quantised"
+    expected = answers(tmp_path, quantize=quantize)
+    assert not file.exists()
+    assert answers(tmp_path, quantize=quantize, quantize_cache=True) == expected
+    written, data = file.stat().st_ino, file.read_bytes()
+    assert answers(tmp_path, quantize=quantize, quantize_cache=True) == expected
+    assert file.stat().st_ino == written
+    assert {path.suffix for path in tmp_path.iterdir()} <= {".json", ".safetensors", ".quantised"}
+
+    for damaged in (b"", data[:-1], data[: len(data) // 2], b"x" + data[1:], data + b"\0", data[:-9] + b"?" * 9):
+        file.write_bytes(damaged)
+        assert answers(tmp_path, quantize=quantize, quantize_cache=True) == expected
+        assert file.read_bytes() == data
+    flipped = bytearray(data)
+    flipped[100] ^= 1  # of a tensor: found when it is taken; that load does without, the next one writes the file
+    file.write_bytes(flipped)
+    assert answers(tmp_path, quantize=quantize, quantize_cache=True) == expected
+    assert not file.exists()
+    assert answers(tmp_path, quantize=quantize, quantize_cache=True) == expected
+    assert file.read_bytes() == data
+
+
+def test_the_file_of_other_weights_is_written_anew(tmp_path: Path) -> None:
+    tiny_model("llama").save(tmp_path)
+    first = answers(tmp_path, quantize="int8", quantize_cache=True)
+    data = (tmp_path / "paged-int8.quantised").read_bytes()
+    weights = bytearray((tmp_path / "model.safetensors").read_bytes())
+    begin = 8 + int.from_bytes(weights[:8], "little")
+    values = np.frombuffer(weights, np.float32, offset=begin)
+    values[:] = values[::-1].copy()
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    second = answers(tmp_path, quantize="int8", quantize_cache=True)
+    assert second == answers(tmp_path, quantize="int8") != first
+    assert (tmp_path / "paged-int8.quantised").read_bytes() != data
+
+
+def test_a_file_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_model("llama").save(tmp_path)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match=r"quantize_cache=True: .*paged-int4.quantised cannot be written: .*No space"):
+        answers(tmp_path, quantize="int4", quantize_cache=True)
+    assert not [path for path in tmp_path.iterdir() if "quantised" in path.name]
+    with pytest.raises(ValueError, match="it takes quantize='int8' or 'int4'"):
+        answers(tmp_path, quantize_cache=True)

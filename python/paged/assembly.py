@@ -81,7 +81,9 @@ def assemble(model: str | Path, options: EngineOptions) -> Assembly:
         dtype = options.resolve_dtype(checkpoint.dtype)
         program = fuse(record(config, dtype))
         threads = _C.ThreadPool(options.resolve_num_threads())
-        weights = QuantisedCheckpoint(checkpoint, options.quantize, threads) if options.quantize else checkpoint
+        weights = checkpoint
+        if options.quantize is not None:
+            weights = QuantisedCheckpoint(checkpoint, options.quantize, threads, cache=options.quantize_cache)
         executor, sizes = make_executor(program, weights, options, threads)
         tokenizer = load_tokenizer(path, checkpoint)
         chat_template = None if tokenizer is None else load_chat_template(path, checkpoint)

@@ -57,6 +57,7 @@ class EngineOptions:
     enable_prefix_caching: bool = True
     batch_invariant: bool = False
     quantize: Quantize | None = None
+    quantize_cache: bool = False
     load_format: LoadFormat = "auto"
     generation_config: GenerationConfig = "auto"
     seed: int = 0
@@ -88,6 +89,9 @@ class EngineOptions:
         _check_flag("batch_invariant", self.batch_invariant)
         if self.quantize not in (None, "int8", "int4"):
             raise ValueError(f"quantize must be 'int8', 'int4' or None, got {shown(self.quantize)}")
+        _check_flag("quantize_cache", self.quantize_cache)
+        if self.quantize_cache and (self.quantize is None or self.load_format == "dummy"):
+            raise ValueError("quantize_cache keeps what quantize makes of weights: it takes quantize='int8' or 'int4'")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise TypeError(f"seed must be an integer, got {shown(self.seed)}")
         choose_policy(self.policy)

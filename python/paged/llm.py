@@ -76,6 +76,9 @@ class LLM:
         quantize: "int8" or "int4": float matrices of the checkpoint are rounded at load, 32 weights with a scale (and,
             in 4 bits, a minimum of their own: q8_0 and q4_1 of GGUF); in "int4" the embedding and the output head have
             8 bits. What is quantised already stays as it is. None: all as it is stored.
+        quantize_cache: keep what `quantize` makes in a file beside the model, paged-int8.quantised or the like, and
+            read it from there next time. It is verified; damaged, or of other weights, it is written anew. OSError if
+            it cannot be.
         load_format: "auto", or "dummy" for random weights where only a config.json is there (benchmarks, planning).
         generation_config: "auto": requests that bring no SamplingParams sample as the model's generation_config says,
             see `default_sampling_params`; "none": as `SamplingParams()` says.
@@ -105,6 +108,7 @@ class LLM:
         enable_prefix_caching: bool = True,
         batch_invariant: bool = False,
         quantize: Quantize | None = None,
+        quantize_cache: bool = False,
         load_format: LoadFormat = "auto",
         generation_config: GenerationConfig = "auto",
         seed: int = 0,
@@ -119,7 +123,7 @@ class LLM:
             max_num_sequences=max_num_sequences,
             max_num_batched_tokens=max_num_batched_tokens, block_size=block_size, host_cache=host_cache,
             enable_prefix_caching=enable_prefix_caching, batch_invariant=batch_invariant,
-            quantize=quantize, load_format=load_format,
+            quantize=quantize, quantize_cache=quantize_cache, load_format=load_format,
             generation_config=generation_config, seed=seed, policy=policy,
         )  # fmt: skip
         parts = assemble(model, options)
