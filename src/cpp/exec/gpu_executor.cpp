@@ -13,9 +13,9 @@ namespace {
 
 // Larger batches run without a graph: their kernels are long enough to hide their launches.
 constexpr std::int32_t kMaxBucket = 512;
-constexpr std::int64_t kAlignment = 256;
+constexpr std::int64_t kPieceAlignment = 256;
 
-std::int64_t aligned(std::int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+std::int64_t aligned(std::int64_t bytes) { return (bytes + kPieceAlignment - 1) / kPieceAlignment * kPieceAlignment; }
 
 std::vector<std::int32_t> bucket_sizes(std::int32_t max_num_sequences) {
   std::vector<std::int32_t> sizes;

@@ -7,11 +7,12 @@
 namespace paged {
 namespace {
 
-constexpr std::int64_t kAlignment = 16;
+constexpr std::int64_t kExtrasAlignment = 16;
 
 template <class T>
 std::int64_t after(std::int64_t offset, std::span<const T> values) {
-  return (offset + static_cast<std::int64_t>(values.size_bytes()) + kAlignment - 1) / kAlignment * kAlignment;
+  return (offset + static_cast<std::int64_t>(values.size_bytes()) + kExtrasAlignment - 1) / kExtrasAlignment *
+         kExtrasAlignment;
 }
 
 // Half as much again, so that growing tokens do not grow it often.
