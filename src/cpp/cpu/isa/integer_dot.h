@@ -77,6 +77,7 @@ PAGED_INLINE void store_codes(std::byte* p, I32 x) {
 
 constexpr int operand_offset(bool) { return 0; }
 
+// add_pairs() hides each sum from the compiler, which would add products up in another order and keep them all for it.
 struct Operand {
   I32 even, odd;  // two k each, in the halves of a word
 };
@@ -103,7 +104,11 @@ PAGED_INLINE Operand operand_of_bytes(I32 words) {
     return {{_mm512_srai_epi16(_mm512_slli_epi16(words.v, 8), 8)}, {_mm512_srai_epi16(words.v, 8)}};
   return {words & set1_word(0x00ff00ffu), {_mm512_srli_epi16(words.v, 8)}};
 }
-PAGED_INLINE I32 add_pairs(I32 sum, I32 a, I32 b) { return {_mm512_add_epi32(sum.v, _mm512_madd_epi16(a.v, b.v))}; }
+PAGED_INLINE I32 add_pairs(I32 sum, I32 a, I32 b) {
+  sum.v = _mm512_add_epi32(sum.v, _mm512_madd_epi16(a.v, b.v));
+  asm("" : "+v"(sum.v));
+  return sum;
+}
 PAGED_INLINE __m256i as_shorts(I32 x) { return _mm512_cvtepi32_epi16(x.v); }
 
 #elif defined(__AVX2__)
@@ -119,9 +124,13 @@ PAGED_INLINE Operand operand_of_bytes(I32 words) {
         {_mm256_srai_epi16(words.lo, 8), _mm256_srai_epi16(words.hi, 8)}};
   return {words & set1_word(0x00ff00ffu), {_mm256_srli_epi16(words.lo, 8), _mm256_srli_epi16(words.hi, 8)}};
 }
+PAGED_INLINE __m256i add_in_order(__m256i sum, __m256i products) {
+  sum = _mm256_add_epi32(sum, products);
+  asm("" : "+x"(sum));
+  return sum;
+}
 PAGED_INLINE I32 add_pairs(I32 sum, I32 a, I32 b) {
-  return {_mm256_add_epi32(sum.lo, _mm256_madd_epi16(a.lo, b.lo)),
-          _mm256_add_epi32(sum.hi, _mm256_madd_epi16(a.hi, b.hi))};
+  return {add_in_order(sum.lo, _mm256_madd_epi16(a.lo, b.lo)), add_in_order(sum.hi, _mm256_madd_epi16(a.hi, b.hi))};
 }
 PAGED_INLINE __m256i as_shorts(I32 x) { return _mm256_permute4x64_epi64(_mm256_packs_epi32(x.lo, x.hi), 0xd8); }
 

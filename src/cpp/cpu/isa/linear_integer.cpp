@@ -9,6 +9,7 @@ namespace paged::cpu::PAGED_ISA_NAMESPACE {
 namespace {
 
 constexpr int kFewRows = 4;
+constexpr int kAhead = 2048;  // bytes of a panel that are asked for before they are needed
 constexpr int kBlockK = 256;  // k of one pass over many rows; a multiple of every block
 
 // Some rows of x and where their sums go.
@@ -44,6 +45,7 @@ template <QuantLayout kLayout>
 struct Format {
   static constexpr int kGroup = kLayout.group_k;
   static constexpr int kGroupQuads = kGroup / 4;
+  static constexpr int kQuadsOfLine = 8 / kLayout.bits;  // of 64 bytes of codes
   static constexpr int kGroupBytes = kGroup * kPanelRows * kLayout.bits / 8;
   static constexpr int kOffset = kLayout.zero + (kLayout.bits == 8 ? operand_offset(kLayout.is_signed) : 0);
 
@@ -77,6 +79,7 @@ struct Format {
 template <typename F, int kRows, int kQuad>
 PAGED_INLINE void add_quads(const std::byte* codes, const Rows& rows, std::int64_t k, Sums (&sums)[kRows]) {
   if constexpr (kQuad < F::kGroupQuads) {
+    if constexpr (kQuad % F::kQuadsOfLine == 0) __builtin_prefetch(codes + kQuad / F::kQuadsOfLine * 64 + kAhead);
     const Operand w = F::template operand<kQuad>(codes);
     for (int r = 0; r < kRows; ++r)
       add_products(sums[r], w, load_quad(rows.codes + r * rows.code_stride + 2 * k + kQuad * kQuadBytes));
