@@ -23,6 +23,7 @@ from paged.loading.checkpoint import Checkpoint, open_checkpoint
 from paged.loading.fingerprint import fingerprint
 from paged.loading.resolve import resolve
 from paged.machine import available_memory
+from paged.meanwhile import Meanwhile
 from paged.model_config import ModelConfig
 from paged.models import record
 from paged.policy import PolicyChoice, PolicyThread, choose_policy
@@ -84,8 +85,9 @@ def assemble(model: str | Path, options: EngineOptions) -> Assembly:
         weights = checkpoint
         if options.quantize is not None:
             weights = QuantisedCheckpoint(checkpoint, options.quantize, threads, cache=options.quantize_cache)
-        executor, sizes = make_executor(program, weights, options, threads)
-        tokenizer = load_tokenizer(path, checkpoint)
+        with Meanwhile(load_tokenizer, path, checkpoint) as loading:  # weights are packed without the GIL
+            executor, sizes = make_executor(program, weights, options, threads)
+        tokenizer = loading.result()
         chat_template = None if tokenizer is None else load_chat_template(path, checkpoint)
         policy = choose_policy(options.policy)
         desk = None if policy.custom is None else _C.PolicyDesk(policy.custom.fallback, policy.custom.patience)

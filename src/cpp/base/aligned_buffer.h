@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // One owned, 64-byte aligned, uninitialised allocation. Large ones come straight from the operating system, so pages
-// that nobody touches cost nothing; on_huge_pages() asks for pages of 2 MB, for what is read here and there.
+// that nobody touches cost nothing; ask_for_huge_pages() is for what is read here and there.
 #pragma once
 
 #include <sys/mman.h>
@@ -23,12 +23,18 @@ class AlignedBuffer {
   AlignedBuffer() = default;
   explicit AlignedBuffer(std::int64_t num_bytes) : AlignedBuffer(num_bytes, kAlignment) {}
 
-  // Advice only: where the system has no such pages, it is an allocation like any other.
-  static AlignedBuffer on_huge_pages(std::int64_t num_bytes) {
-    if (num_bytes < std::int64_t{kHugePage}) return AlignedBuffer(num_bytes);
-    AlignedBuffer buffer(num_bytes, kHugePage);
-    madvise(buffer.data(), static_cast<std::size_t>(num_bytes), MADV_HUGEPAGE);
-    return buffer;
+  // Memory for ask_for_huge_pages().
+  static AlignedBuffer for_huge_pages(std::int64_t num_bytes) {
+    return num_bytes < std::int64_t{kHugePage} ? AlignedBuffer(num_bytes) : AlignedBuffer(num_bytes, kHugePage);
+  }
+
+  // For the bytes from `begin` to `end`, whole pages of 2 MB only. Advice: where the system has no such pages, nothing
+  // happens.
+  void ask_for_huge_pages(std::int64_t begin, std::int64_t end) const {
+    constexpr std::int64_t kPage = kHugePage;
+    const std::int64_t first = (begin + kPage - 1) / kPage * kPage, last = end / kPage * kPage;
+    if (num_bytes_ >= kPage && first < last)
+      madvise(data() + first, static_cast<std::size_t>(last - first), MADV_HUGEPAGE);
   }
 
   std::byte* data() const { return static_cast<std::byte*>(data_.get()); }

@@ -5,6 +5,11 @@
 #include <utility>
 
 namespace paged {
+namespace {
+
+constexpr std::int64_t kSmallPagesOfLayer = std::int64_t{2} << 20;
+
+}  // namespace
 
 ProgramExecutor::ProgramExecutor(std::shared_ptr<const Program> program, const KvPoolLimits& limits,
                                  std::shared_ptr<ThreadPool> threads)
@@ -13,12 +18,18 @@ ProgramExecutor::ProgramExecutor(std::shared_ptr<const Program> program, const K
       threads_(std::move(threads)),
       sampler_(threads_, program_->vocab_size()),
       arena_(program_->arena().num_bytes),
-      kv_pool_(AlignedBuffer::on_huge_pages(kv_pool_bytes(program_->kv_cache(), limits))),
+      kv_pool_(AlignedBuffer::for_huge_pages(kv_pool_bytes(program_->kv_cache(), limits))),
       kv_blocks_(kv_pool_span(kv_pool_.data(), program_->kv_cache(), limits)),
       attention_workspace_(ops::attention_workspace_bytes(program_->arena().max_tokens, max_num_heads(*program_),
                                                           program_->kv_cache().head_dim, limits.max_seq_len)),
       linear_workspace_(ops::linear_workspace_bytes(program_->arena().max_tokens, max_matrix_cols(*program_))),
-      runner_(*program_, limits, {Device::kCpu, threads_.get(), nullptr}, buffers()) {}
+      runner_(*program_, limits, {Device::kCpu, threads_.get(), nullptr}, buffers()) {
+  // A huge page is there as a whole once a byte of it is written. Short texts keep to the beginning of each layer,
+  // which stays on small ones: or else a first token would cost two megabytes a layer.
+  const KvPoolSpan pool = kv_pool_span(kv_pool_.data(), program_->kv_cache(), limits);
+  for (std::int64_t layer = 0; layer < pool.num_layers; ++layer)
+    kv_pool_.ask_for_huge_pages(layer * pool.layer_bytes + kSmallPagesOfLayer, (layer + 1) * pool.layer_bytes);
+}
 
 ExecutorLimits ProgramExecutor::limits() const {
   const ArenaPlan& arena = program_->arena();
