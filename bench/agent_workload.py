@@ -7,6 +7,7 @@ sessions: heavy tails in everything. Times are seconds and are not scaled; `benc
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass, field, replace
 
@@ -25,6 +26,7 @@ class Shape:
     Attributes:
         human_share: of the steps, those that a human answers instead of a tool.
         constant_tool: seconds of every tool; None: heavy-tailed.
+        correlation: of the logarithms of an agent's tool times: whose tools were slow has slow ones again.
         max_steps, max_tokens: of an agent; tokens (scaled) are what a model takes.
     """
 
@@ -32,6 +34,7 @@ class Shape:
     seed: int = 0
     human_share: float = 0.0
     constant_tool: float | None = None
+    correlation: float = 0.0
     max_steps: int = 150
     max_tokens: int = 128_000 // SCALE
     fork_share: float = 0.44
@@ -78,6 +81,7 @@ def generate(shape: Shape) -> list[Agent]:
 
 
 def _write_turns(agent: Agent, length: int, steps: int, shape: Shape, rng: random.Random) -> None:
+    slowness = rng.gauss(0.0, 1.0) if shape.correlation > 0 else 0.0
     for _ in range(steps):
         append = _append_tokens(rng)
         output = max(1, round(min(rng.lognormvariate(5.366, 1.34), 8_000) / SCALE))
@@ -90,7 +94,7 @@ def _write_turns(agent: Agent, length: int, steps: int, shape: Shape, rng: rando
         if length >= shape.max_tokens:
             length -= append - 1
             append = 1
-        gap, tool = _gap(shape, rng)
+        gap, tool = _gap(shape, slowness, rng)
         agent.turns.append(Turn(keep, append, output, gap, tool=tool))
 
 
@@ -121,14 +125,16 @@ def _append_tokens(rng: random.Random) -> int:
     return max(1, round(tokens / SCALE))
 
 
-def _gap(shape: Shape, rng: random.Random) -> tuple[float, int]:
+def _gap(shape: Shape, slowness: float, rng: random.Random) -> tuple[float, int]:
     if rng.random() < shape.human_share:
         is_long = rng.random() < 0.05
         return (rng.lognormvariate(8.88, 2.0) if is_long else rng.lognormvariate(4.317, 1.8)), len(TOOLS)
     tool = rng.choices(range(len(TOOLS)), _TOOL_SHARES)[0]
     if shape.constant_tool is not None:
         return shape.constant_tool, tool
-    return min(_TOOL_MEDIANS[tool] * rng.lognormvariate(0.0, _TOOL_SIGMA) * 1.6, 7_200.0), tool
+    own = math.exp(_TOOL_SIGMA * math.sqrt(shape.correlation) * slowness)
+    rest = rng.lognormvariate(0.0, _TOOL_SIGMA * math.sqrt(1 - shape.correlation))
+    return min(_TOOL_MEDIANS[tool] * own * rest * 1.6, 7_200.0), tool
 
 
 def with_guesses(agents: list[Agent], kind: str, seed: int = 1) -> list[Agent]:

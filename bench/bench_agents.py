@@ -63,6 +63,7 @@ ENGINES = {
 }
 TIER_ENGINES = ["lru", "ttl", "hazard", "hazard_no_hints", "hazard_shuffled", "clairvoyant"]
 QUICK_ENGINES = ["lru", "lru_session_order", "ttl", "hazard", "hazard_no_hints", "hazard_shuffled", "clairvoyant"]
+QUICK_CASES = ["rho=0.8", "rho=2", "rho=2,constant_1s_tools", "rho=2,host=1"]
 STAGGER = 60.0  # seconds over which the first agents begin
 # An 8B model on an H100, about: 20,000 prompt tokens a second, 1.3 ns for a pair of them, 5 ms to read the weights,
 # 3 TB/s for 128 KiB of context a token. A scaled token stands for SCALE, so each decode step stands for as many.
@@ -89,25 +90,29 @@ class Case:
     num_slots: int
     host: float = 0.0  # the tier's size, of the live contexts'
     link: float = LINK  # bytes a second
+    burst_every: float = 0.0  # seconds; see ReplayConfig
 
 
 def cases(quick: bool) -> list[Case]:
+    """All of them; `quick`: half as many agents."""
     slots, agents = (32, 64) if quick else (64, 192)
     shape = Shape(num_agents=agents)
-    rhos = (0.8, 2.0) if quick else (0.8, 1.0, 1.5, 2.0, 4.0, 8.0)
-    result = [Case(f"rho={rho:g}", rho, shape, slots) for rho in rhos]
-    result.append(Case("rho=2,constant_1s_tools", 2.0, replace(shape, constant_tool=1.0), slots))
-    hosts = (1.0,) if quick else (0.5, 1.0, 4.0)
-    result += [Case(f"rho=2,host={host:g}", 2.0, shape, slots, host=host) for host in hosts]
+    result = [Case(f"rho={rho:g}", rho, shape, slots) for rho in (0.8, 1.0, 1.5, 2.0, 4.0, 8.0)]
+    result += [
+        Case("rho=2,constant_1s_tools", 2.0, replace(shape, constant_tool=1.0), slots),
+        Case("rho=2,correlated_tools", 2.0, replace(shape, correlation=0.5), slots),
+        Case("rho=2,bursts", 2.0, shape, slots, burst_every=60.0),
+        *(Case(f"rho=2,host={host:g}", 2.0, shape, slots, host=host) for host in (0.5, 1.0, 4.0)),
+        Case("rho=2,host=1,slow_link", 2.0, shape, slots, host=1.0, link=SLOW_LINK),
+        Case("rho=8,host=1", 8.0, shape, slots, host=1.0),
+        Case("rho=0.25,8_agents", 0.25, replace(shape, num_agents=32), 8),
+        Case("rho=0.5,16_agents", 0.5, replace(shape, num_agents=48), 16),
+        Case("rho=2,16_agents", 2.0, replace(shape, num_agents=48), 16),
+        Case("rho=2,24_agents", 2.0, replace(shape, num_agents=72), 24),
+        Case("rho=2,humans", 2.0, replace(shape, human_share=0.11), slots),
+    ]
     if not quick:
-        result.append(Case("rho=2,host=1,slow_link", 2.0, shape, slots, host=1.0, link=SLOW_LINK))
-        result.append(Case("rho=8,host=1", 8.0, shape, slots, host=1.0))
-        result.append(Case("rho=0.25,8_agents", 0.25, replace(shape, num_agents=32), 8))
-        result.append(Case("rho=0.5,16_agents", 0.5, replace(shape, num_agents=48), 16))
-        result.append(Case("rho=2,16_agents", 2.0, replace(shape, num_agents=48), 16))
-        result.append(Case("rho=2,24_agents", 2.0, replace(shape, num_agents=72), 24))
         result.append(Case("rho=2,256_agents", 2.0, replace(shape, num_agents=512, max_steps=60), 256))
-        result.append(Case("rho=2,humans", 2.0, replace(shape, human_share=0.11), slots))
     return result
 
 
@@ -126,6 +131,7 @@ def run(agents: list[Agent], engine: Engine, num_blocks: int, case: Case, num_ho
         decode_base=DEVICE.decode_base,
         per_decoded_context_token=DEVICE.per_decoded_context_token,
     )
+    config.burst_every = case.burst_every
     config.num_host_blocks = num_host_blocks
     config.set_link(per_transfer=LINK_LATENCY, per_block=BLOCK_SIZE * BYTES_PER_TOKEN / case.link)
     shapes = [[a.is_root, a.prefix, a.num_prefix_tokens, len(a.turns)] for a in told]
@@ -261,10 +267,12 @@ def run_real(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer agents, one seed: within half a minute")
+    parser.add_argument(
+        "--quick", action="store_true", help="half as many agents, one trace, a few cases: within half a minute"
+    )
     parser.add_argument("--seeds", type=int, help="traces to average over; default 5, with --quick 1")
-    parser.add_argument("--cases", nargs="+", metavar="CASE", help="by name; default all")
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, help="default all, with --quick six of them")
+    parser.add_argument("--cases", nargs="+", metavar="CASE", help="by name; default all, with --quick four")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, help="default all, with --quick seven of them")
     parser.add_argument("--real", action="store_true", help="the real engine, with --model or on a GPU, instead")
     parser.add_argument("--model", metavar="FOLDER", help="with --real: SmolLM2-135M")
     parser.add_argument("--device", default="cpu", help="with --real: cpu, or a GPU such as cuda (8B, random weights)")
@@ -289,8 +297,9 @@ def read(path: str) -> list[Record]:
 
 def _measured(arguments: argparse.Namespace) -> Iterator[Record]:
     engines = arguments.engines or (QUICK_ENGINES if arguments.quick else list(ENGINES))
+    names = arguments.cases or (QUICK_CASES if arguments.quick else None)
     for case in cases(arguments.quick):
-        if arguments.cases is None or case.name in arguments.cases:
+        if names is None or case.name in names:
             chosen = [name for name in engines if arguments.engines or not case.host or name in TIER_ENGINES]
             yield from measure(case, chosen, arguments.seeds or (1 if arguments.quick else 5))
 

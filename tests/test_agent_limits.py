@@ -82,3 +82,16 @@ def test_the_default_policy_keeps_its_promises() -> None:
                 assert jobs <= 1.02, (engine, jobs)
             else:
                 assert jobs <= 0.5 and resumes <= 0.33 and slowdowns <= 1, (engine, jobs, resumes, slowdowns)
+
+
+def test_correlated_tools_are_slow_for_whole_agents() -> None:
+    """Of agents' mean logarithms the spread grows; of all times it stays."""
+
+    def spreads(correlation: float) -> tuple[float, float]:
+        agents = agent_workload.generate(Shape(num_agents=300, seed=3, correlation=correlation))
+        logs = [np.log([turn.gap for turn in agent.turns if turn.gap > 0]) for agent in agents if len(agent.turns) > 20]
+        return float(np.std([each.mean() for each in logs])), float(np.mean([each.std() for each in logs]))
+
+    (between, within), (between_correlated, within_correlated) = spreads(0.0), spreads(0.5)
+    assert between < 0.6 and 1.3 < between_correlated < 2.0
+    assert within_correlated < within

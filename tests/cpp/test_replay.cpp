@@ -30,6 +30,17 @@ TEST(one_agent_alone) {
   CHECK_EQ(result.num_prefill_tokens, 27);
 }
 
+TEST(waits_that_end_together) {
+  std::vector<ReplayAgent> agents(2);
+  for (ReplayAgent& agent : agents) agent.turns = {{-1, 20, 1, 7.0, -1.0, 0, -1}, {-1, 3, 1, 0.0, -1.0, 0, -1}};
+  agents[1].turns[0].gap = 0.5;  // too short for that
+  ReplayConfig bursts = config("lru");
+  bursts.burst_every = 100.0;
+  const ReplayResult result = replay(agents, bursts);  // one after the other, each with a first step of 2.5 s
+  CHECK(std::abs(result.job_seconds[0] - (100.0 + 0.9)) < 1e-9, result.job_seconds[0]);
+  CHECK(std::abs(result.job_seconds[1] - (2.5 + 0.5 + 0.9)) < 1e-9, result.job_seconds[1]);
+}
+
 // Two agents, of whom the pool holds one: what the first loses goes to the host before, and comes back from there.
 TEST(a_context_that_comes_back_from_the_host) {
   std::vector<ReplayAgent> agents(2);

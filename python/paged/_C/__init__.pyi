@@ -363,6 +363,7 @@ class ReplayConfig:
     stagger: float
     uses_sessions: bool
     tells_tools: bool
+    burst_every: float
     num_host_blocks: int
     def __init__(self) -> None: ...
     def set_device(

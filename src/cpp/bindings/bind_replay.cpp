@@ -75,6 +75,7 @@ void bind_replay(py::module_& module) {
       .def_readwrite("stagger", &ReplayConfig::stagger)
       .def_readwrite("uses_sessions", &ReplayConfig::uses_sessions)
       .def_readwrite("tells_tools", &ReplayConfig::tells_tools)
+      .def_readwrite("burst_every", &ReplayConfig::burst_every)
       .def_readwrite("num_host_blocks", &ReplayConfig::num_host_blocks)
       .def(
           "set_device",

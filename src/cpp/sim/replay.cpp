@@ -2,6 +2,7 @@
 #include "sim/replay.h"
 
 #include <algorithm>
+#include <cmath>
 #include <functional>
 #include <limits>
 #include <queue>
@@ -246,11 +247,17 @@ class Replay {
     if (turn.spawn >= 0) spawn(state, static_cast<std::size_t>(turn.spawn));
     if (state.turn == agents_[agent].turns.size()) return end(agent, state);
     state.least += turn.gap;
-    push(now_ + turn.gap, agent);
+    const double gap = gap_after(turn);
+    push(now_ + gap, agent);
     if (state.session == 0 || !config_.tells_tools) return;
     Expectation expectation;
-    if (turn.guess >= 0.0) expectation.quantiles = {{0.5, std::max(turn.guess, 1e-3)}};
+    if (turn.guess >= 0.0) expectation.quantiles = {{0.5, std::max(turn.guess * gap / std::max(turn.gap, 1e-9), 1e-3)}};
     scheduler_.sessions().pause(state.session, std::to_string(turn.tool), expectation);
+  }
+
+  double gap_after(const ReplayTurn& turn) const {
+    if (config_.burst_every <= 0.0 || turn.gap < 1.0) return turn.gap;
+    return std::ceil((now_ + turn.gap) / config_.burst_every) * config_.burst_every - now_;
   }
 
   void spawn(const State& parent, std::size_t agent) {
@@ -312,6 +319,7 @@ void check_config(const ReplayConfig& config) {
   PAGED_CHECK(config.policy != nullptr, "a replay needs a policy");
   PAGED_CHECK(config.num_slots >= 1, "num_slots must be at least 1, got ", config.num_slots);
   check_seconds(config.stagger, "stagger");
+  check_seconds(config.burst_every, "burst_every");
   check_seconds(config.device.base, "base");
   check_seconds(config.device.prefill.per_token, "per_token");
   check_seconds(config.device.prefill.per_token_pair, "per_token_pair");

@@ -55,6 +55,7 @@ struct ReplayConfig {
   double stagger = 0.0;        // seconds over which the first ones begin
   bool uses_sessions = true;   // false: each turn is a request of its own
   bool tells_tools = true;     // false: pauses are not announced
+  double burst_every = 0.0;    // seconds: gaps of 1 s and more end together, at its multiples; 0: each for itself
   std::int32_t num_host_blocks = 0;
   std::shared_ptr<Policy> policy = nullptr;
   ReplayDevice device = {};
