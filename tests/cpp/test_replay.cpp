@@ -54,8 +54,8 @@ TEST(a_context_that_comes_back_from_the_host) {
   with.num_host_blocks = 16;
   with.link = {3.0, 0.25};
   const ReplayResult result = replay(agents, with), again = replay(agents, without);
-  // Of the first one's ten blocks the second takes some. They come back in one transfer; four tokens and the first answer
-  // are new.
+  // Of the first one's ten blocks the second takes some. They come back in one transfer; four tokens and the first
+  // answer are new.
   CHECK_EQ(result.num_prefill_tokens, 40 + 56 + 5);
   CHECK(again.num_prefill_tokens > result.num_prefill_tokens);
   CHECK(result.num_loaded_blocks > 0 && result.num_stored_blocks >= result.num_loaded_blocks);
