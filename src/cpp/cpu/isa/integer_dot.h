@@ -32,7 +32,7 @@ PAGED_INLINE void store_words(std::byte* to, I32 words) { store(reinterpret_cast
 
 #if defined(__AVX512VNNI__)
 
-inline constexpr int kIntegerRows = 6;
+inline constexpr int kIntegerRows = 4;
 inline constexpr int kIntegerPanels = 2;  // rows x panels of sums that fit the registers
 
 // Added to the weights' codes, which the instruction wants unsigned.
@@ -62,6 +62,8 @@ PAGED_INLINE Sums sums_from(std::int32_t start) {
 PAGED_INLINE void add_products(Sums& sums, Operand w, QuadOfX x) {
   sums.high = {_mm512_dpbusd_epi32(sums.high.v, w.bytes.v, x.first.v)};
   sums.low = {_mm512_dpbusd_epi32(sums.low.v, w.bytes.v, x.second.v)};
+  // Or GCC copies each sum to another register and back, which takes the ports of the products.
+  asm("" : "+v"(sums.high.v), "+v"(sums.low.v));
 }
 PAGED_INLINE I32 total(Sums sums) { return shift_left<8>(sums.high) + sums.low; }
 
@@ -95,7 +97,7 @@ PAGED_INLINE Operand operand_of_nibbles(I32 words) {
 
 #if defined(__AVX512F__)
 
-inline constexpr int kIntegerRows = 6;
+inline constexpr int kIntegerRows = 4;
 inline constexpr int kIntegerPanels = 2;
 
 template <bool kSigned>
