@@ -27,7 +27,8 @@ SHIFT = {
 
 
 def draw(records: list[Record], folder: Path) -> list[Path]:
-    """agents-sweep.svg, over rho, and agents-cases.svg, beside LRU; those for which there are records."""
+    """agents-sweep.svg, over rho, agents-tiers.svg, over the host's tier, and agents-cases.svg, beside LRU; those for
+    which there are records."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -40,6 +41,7 @@ def draw(records: list[Record], folder: Path) -> list[Path]:
     written = []
     for name, is_there, plot in (
         ("agents-sweep.svg", len(rhos) > 1, lambda: _sweep(values, rhos)),
+        ("agents-tiers.svg", len(_hosts(values)) > 1, lambda: _tiers(values)),
         ("agents-cases.svg", bool(cases), lambda: _cases(values, cases)),
     ):
         if is_there:
@@ -71,6 +73,39 @@ def _sweep(values: dict[tuple[str, str, str], float], rhos: list[float]) -> Any:
         axis.set_xticks(rhos, [f"{rho:g}" for rho in rhos])
         axis.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
         axis.set_xlabel("rho = live contexts / pool")
+        axis.set_title(title, fontsize=10)
+        axis.grid(alpha=0.3)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncol=4, bbox_to_anchor=(0.5, -0.14), frameon=False)
+    figure.tight_layout()
+    return figure
+
+
+def _hosts(values: dict[tuple[str, str, str], float]) -> dict[str, str]:
+    """Cases at rho = 2 by the size of their host tier."""
+    cases = {case for case, _, _ in values}
+    hosts = sorted(float(case.removeprefix("rho=2,host=")) for case in cases if case.startswith("rho=2,host=") and
+                   case.count(",") == 1)  # fmt: skip
+    return {"none": "rho=2"} | {f"{host:g}": f"rho=2,host={host:g}" for host in hosts}
+
+
+def _tiers(values: dict[tuple[str, str, str], float]) -> Any:
+    import matplotlib.pyplot as plt
+
+    hosts = _hosts(values)
+    shown = {"mean_job_time": SWEEP["mean_job_time"], "resume_ttft_p95": SWEEP["resume_ttft_p95"],
+             "bytes_from_host": "brought back from the host (GB)"}  # fmt: skip
+    figure, axes = plt.subplots(1, len(shown), figsize=(11, 3.4))
+    for axis, (metric, title) in zip(axes, shown.items(), strict=True):
+        for engine, (label, colour) in (ENGINES | {"endless": ("LRU, endless pool", "#adb5bd")}).items():
+            points = [(i, values[key]) for i, case in enumerate(hosts.values()) if (key := (case, engine, metric)) in
+                      values and (engine != "endless" or metric != "bytes_from_host")]  # fmt: skip
+            if points:
+                axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label, color=colour,
+                          linestyle="--" if engine in ("bound", "clairvoyant", "endless") else "-")  # fmt: skip
+        axis.set_xticks(range(len(hosts)), list(hosts))
+        axis.set_ylim(bottom=0)
+        axis.set_xlabel("host tier / live contexts, rho = 2")
         axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.3)
     handles, labels = axes[0].get_legend_handles_labels()

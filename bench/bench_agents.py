@@ -61,7 +61,7 @@ ENGINES = {
     "hazard_shuffled": Engine("hazard", "shuffled"),
     "clairvoyant": Engine("clairvoyant", "true"),
 }
-TIER_ENGINES = ["lru", "ttl", "hazard", "hazard_no_hints", "hazard_shuffled", "clairvoyant"]
+TIER_ENGINES = ["lru", "hazard", "hazard_no_hints", "hazard_shuffled", "clairvoyant"]
 QUICK_ENGINES = ["lru", "lru_session_order", "ttl", "hazard", "hazard_no_hints", "hazard_shuffled", "clairvoyant"]
 QUICK_CASES = ["rho=0.8", "rho=2", "rho=2,constant_1s_tools", "rho=2,host=1"]
 STAGGER = 60.0  # seconds over which the first agents begin

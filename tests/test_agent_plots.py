@@ -16,13 +16,13 @@ import bench_agents
 from table import Record
 
 pytest.importorskip("matplotlib", reason="pictures need matplotlib")
-METRICS = {"mean_job_time": 3.0, "resume_ttft_p95": 2.0, "worst_slowdown": 5.0}
+METRICS = {"mean_job_time": 3.0, "resume_ttft_p95": 2.0, "worst_slowdown": 5.0, "bytes_from_host": 7.0}
 
 
 def records() -> list[Record]:
     return [
         Record("agents", case, engine, metric, value * (i + 1), "s")
-        for case in ("rho=1", "rho=2", "rho=2,humans")
+        for case in ("rho=1", "rho=2", "rho=2,humans", "rho=2,host=1")
         for i, engine in enumerate(bench_agents.ENGINES)
         for metric, value in METRICS.items()
     ]
@@ -30,7 +30,7 @@ def records() -> list[Record]:
 
 def test_the_same_records_give_the_same_pictures(tmp_path: Path) -> None:
     once, again = (agent_plots.draw(records(), tmp_path / name) for name in ("once", "again"))
-    assert [path.name for path in once] == ["agents-sweep.svg", "agents-cases.svg"]
+    assert [path.name for path in once] == ["agents-sweep.svg", "agents-tiers.svg", "agents-cases.svg"]
     for first, second in zip(once, again, strict=True):
         assert first.read_bytes() == second.read_bytes()
         text = "".join(ElementTree.parse(first).getroot().itertext())
