@@ -72,11 +72,9 @@ class DecodeAttention final : public FastAttention {
     const std::int64_t nodes = (limits.max_seq_len + kNodeTiles * kTileKeys - 1) / (kNodeTiles * kTileKeys);
     std::int64_t bytes = 0;
     for (const bool single_tokens : {false, true}) {
-      // At most one pair a block is shared; cut into leaves, all of them have at most kMaxLeafTiles a block.
+      // At most one shared pair begins in a block, and each cut adds less than the leaves of a node.
       const Schedule schedule(gpu, limits.shape, single_tokens);
-      const std::int64_t leaves =
-          std::min<std::int64_t>(nodes * kNodeTiles / kLeafTiles, kMaxLeafTiles / kLeafTiles + 2);
-      const std::int64_t pieces = schedule.num_blocks * std::max(nodes, leaves);
+      const std::int64_t pieces = schedule.num_blocks * (nodes + kNodeTiles / kLeafTiles - 1);
       bytes = std::max(bytes, pieces * piece_floats(schedule.num_rows, limits.shape.head_dim) * 4);
     }
     return bytes;

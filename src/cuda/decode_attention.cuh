@@ -3,7 +3,7 @@
 // are the 16 rows of an mma tile. Each of a block's four warps takes 16 keys of every tile of 64 and streams them
 // through its own ring of asynchronous copies, ahead of the arithmetic and across the ends of sequences, without a
 // barrier. Leaves of 256 keys are joined over the warps in shared memory, leaves into nodes of 1024, nodes in ascending
-// order; where blocks share a pair (decode_plan.cuh) the last one to finish joins all partial results in the same tree.
+// order; where blocks share a pair (decode_plan.cuh) the last one to finish joins all pieces in the same tree.
 // Keys and values of earlier steps, which fill the rings at the start, are fetched before the kernel waits for what
 // comes before it in the step.
 #pragma once
@@ -26,7 +26,7 @@ struct DecodeArguments {
   const std::int32_t* block_tables;
   std::int64_t block_table_stride;
   DecodePlan plan;
-  float* pieces;  // partial results: num_rows rows of the output, then num_rows times (max, sum)
+  float* pieces;  // partial results: num_rows rows of the output, then num_rows times (max, sum, ends a node, 0)
   std::uint32_t* counters;
   const float* sinks;
   ScoreScale scale;
@@ -37,9 +37,7 @@ struct DecodeArguments {
   int num_sequences;
 };
 
-__host__ __device__ constexpr int piece_floats(int num_rows, int dim) {
-  return num_rows * dim + (2 * num_rows + 3) / 4 * 4;
-}
+__host__ __device__ constexpr int piece_floats(int num_rows, int dim) { return num_rows * (dim + 4); }
 
 // A block's shared memory: rings of copies, the warps' results of a leaf, and each thread's share of the node and of
 // the pair under way.
@@ -54,7 +52,7 @@ struct DecodeShared {
   float* statistics;     // [warps][num_rows][2]
   float* joined;         // [slots][2 (node, pair)][6][threads]
   std::uint32_t* query;  // [kDim / 16][32][4] fragments, where registers are too few for them
-  int* is_last;
+  int* is_last;          // [2] whether the block completed the first and the last pair that it shares
 
   __host__ __device__ static constexpr int joined_floats(int num_rows) {
     return (num_rows * kQuads + kDecodeThreads - 1) / kDecodeThreads * 12 * kDecodeThreads;
@@ -117,6 +115,8 @@ struct PairPart {
     if (index == end.pair) tiles.end = pair.begin + end.tile;
   }
   __device__ bool begins_here() const { return tiles.begin == pair.begin; }
+  // From here on the block begins all nodes of the pair.
+  __device__ int own_nodes_begin() const { return begins_here() ? pair.begin : next_node(tiles.begin); }
   __device__ bool is_whole() const { return tiles.size() == pair.size(); }
   __device__ const std::int32_t* block_table(const DecodeArguments& args) const {
     return args.block_tables + item.table_row * args.block_table_stride;

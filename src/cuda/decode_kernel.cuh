@@ -19,20 +19,22 @@ class DecodeBlock {
         shared_(memory, args.num_rows),
         thread_(static_cast<int>(threadIdx.x)),
         lane_(thread_ % 32),
-        warp_(thread_ / 32),
-        unit_tiles_(load_past_l1(args.plan.unit_tiles)) {}
+        warp_(thread_ / 32) {}
 
   __device__ void run() {
     T* ring = shared_.ring + warp_ * kStages * 2 * Shared::kSpan;
     DecodeLoader<T, kDim, kStages> loader(args_, start_, end_, ring);
     int pair = start_.pair, slot = 0;
+    if (thread_ < 2) shared_.is_last[thread_] = 0;
     PairPart part(args_, pair, start_, end_);
+    bool any_shared = false;
     const int num_loaded = loader.load_old(kStages - 1);
     wait_for_predecessors();
     load_query(part);
     for (int i = num_loaded; i < kStages - 1; ++i) loader.next();
     while (true) {
       clear_joined();
+      piece_ = pieces_of(part).own_first;
       partial_[0].reset();
       for (int tile = part.tiles.begin; tile < part.tiles.end; ++tile) {
         wait_copies<kStages - 2>();
@@ -49,12 +51,14 @@ class DecodeBlock {
             [&](int share, int row, int column) { write_out(part, row, column, load_joined(kPair, share)); });
       else
         arrive(part);
+      any_shared |= !part.is_whole();
       ++pair;
       if (pair > end_.pair || (pair == end_.pair && end_.tile == 0)) break;
       part = PairPart(args_, pair, start_, end_);
       load_query(part);
     }
     wait_copies<0>();
+    if (any_shared) join_completed(pair - 1);
   }
 
  private:
@@ -129,17 +133,18 @@ class DecodeBlock {
       if (lane_ % 4 == 0) store_vec<float, 2>(statistics + 2 * row, {{partial_[0].max[half], partial_[0].sum[half]}});
     }
     __syncthreads();
-    const int unit_tiles = part.is_whole() ? 0 : unit_tiles_;  // of pieces
     const bool ends_node = (tile + 1) % kNodeTiles == 0 || tile + 1 == part.pair.end;
+    const bool begun_here = tile >= part.own_nodes_begin();
+    const bool to_piece = !begun_here || ((ends_node || tile + 1 == part.tiles.end) && !part.is_whole());
     for_own_columns([&](int share, int row, int column) {
       Partial partial = warp_partial(0, row, column);
 #pragma unroll
       for (int warp = 1; warp < kDecodeWarps; ++warp) partial.join(warp_partial(warp, row, column));
-      if (unit_tiles == kLeafTiles) return store_piece(part, tile, row, column, partial);
-      if (!join_level(kNode, share, partial, ends_node)) return;
-      if (unit_tiles == kNodeTiles) return store_piece(part, tile, row, column, partial);
+      if (begun_here && !join_level(kNode, share, partial, ends_node || to_piece)) return;
+      if (to_piece) return store_piece(row, column, partial, ends_node);
       join_level(kPair, share, partial, false);
     });
+    piece_ += to_piece ? 1 : 0;
     __syncthreads();  // the exchange is free again
   }
   // Adds a partial result to what is under way on a level; if that is then complete, it is returned in its place.
@@ -152,48 +157,52 @@ class DecodeBlock {
     return completes;
   }
 
-  // Counts the block's share of a pair; who completes it joins all partial results.
-  __device__ void arrive(const PairPart& part) {
-    const int first_unit = part.pair.begin / unit_tiles_;
-    const int num_units = (part.pair.end + unit_tiles_ - 1) / unit_tiles_ - first_unit;
-    if (thread_ == 0) {  // finish_leaf ended with a barrier: all pieces are written
-      std::uint32_t* counter = args_.counters + owner(part);
-      const int own = (part.tiles.end + unit_tiles_ - 1) / unit_tiles_ - part.tiles.begin / unit_tiles_;
-      thread_fence();
-      const auto before = static_cast<int>(atomic_add(counter, static_cast<std::uint32_t>(own)));
-      *shared_.is_last = before + own == num_units ? 1 : 0;
-      if (before + own == num_units) *counter = 0;
-    }
-    __syncthreads();
-    if (*shared_.is_last == 0) return;
+  // Counts the block's share of a pair. Whether that completes it is known later: the block goes on meanwhile.
+  __device__ void arrive(const PairPart& part) const {
+    if (thread_ != 0) return;  // finish_leaf ended with a barrier: all pieces are written
+    std::uint32_t* counter = args_.counters + (part.begins_here() ? static_cast<int>(blockIdx.x) : start_.owner);
     thread_fence();
-    const float* pieces = piece(part, first_unit);
-    for_own_columns([&](int, int row, int column) {
-      write_out(part, row, column, join_pieces(pieces, first_unit, num_units, row, column));
-    });
+    const auto before = static_cast<int>(atomic_add(counter, static_cast<std::uint32_t>(part.tiles.size())));
+    if (before + part.tiles.size() != part.pair.size()) return;
+    *counter = 0;
+    shared_.is_last[part.begins_here() ? 1 : 0] = 1;
   }
 
-  __device__ Partial join_pieces(const float* from, int first_unit, int num_units, int row, int column) const {
-    constexpr int kBatch = 8;
+  // Who completes a pair joins all its pieces. A block shares at most the first and the last of its pairs.
+  __device__ void join_completed(int last_pair) const {
+    __syncthreads();  // both arrivals have been counted
+#pragma unroll 1
+    for (int i = 0; i < 2; ++i) {
+      if (shared_.is_last[i] == 0) continue;
+      thread_fence();
+      const PairPart part(args_, i == 0 ? start_.pair : last_pair, start_, end_);
+      const PieceRange pieces = pieces_of(part);
+      for_own_columns(
+          [&](int, int row, int column) { write_out(part, row, column, join_pieces(pieces, row, column)); });
+    }
+  }
+
+  __device__ Partial join_pieces(const PieceRange& pieces, int row, int column) const {
+    constexpr int kBatch = 16;
     Partial node = Partial::none(), pair = Partial::none();
-    const int stride = piece_floats(args_.num_rows, kDim);
-    for (int base = 0; base < num_units; base += kBatch) {
+    for (int base = 0; base < pieces.count; base += kBatch) {
       Partial batch[kBatch];
+      float ends_node[kBatch];
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
-        if (base + i >= num_units) break;
-        const float* at = from + std::int64_t{base + i} * stride;
+        if (base + i >= pieces.count) break;
+        const float* at = piece(pieces.first + base + i);
         const auto value = load_vec<float, 4>(at + row * kDim + column);
-        const auto statistics = load_vec<float, 2>(at + args_.num_rows * kDim + 2 * row);
+        const auto statistics = load_vec<float, 4>(at + args_.num_rows * kDim + 4 * row);
         batch[i] = {
             {value.data[0], value.data[1], value.data[2], value.data[3]}, statistics.data[0], statistics.data[1]};
+        ends_node[i] = statistics.data[2];
       }
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
-        if (base + i >= num_units) break;
-        const bool ends_node = (first_unit + base + i + 1) * unit_tiles_ % kNodeTiles == 0 || base + i + 1 == num_units;
+        if (base + i >= pieces.count) break;
         node.join(batch[i]);
-        if (!ends_node) continue;
+        if (ends_node[i] == 0.0f) continue;
         pair.join(node);
         node = Partial::none();
       }
@@ -237,26 +246,26 @@ class DecodeBlock {
     });
   }
 
-  // The block in which the pair begins.
-  __device__ int owner(const PairPart& part) const {
-    return part.begins_here() ? static_cast<int>(blockIdx.x) : start_.owner;
+  __device__ const PieceRange& pieces_of(const PairPart& part) const {
+    return part.begins_here() ? start_.last_pieces : start_.pieces;
   }
-  __device__ float* piece(const PairPart& part, int unit) const {
-    const int first = part.begins_here() ? start_.last_piece : start_.owner_piece;
-    return args_.pieces +
-           std::int64_t{first + unit - part.pair.begin / unit_tiles_} * piece_floats(args_.num_rows, kDim);
+  __device__ float* piece(int index) const {
+    return args_.pieces + std::int64_t{index} * piece_floats(args_.num_rows, kDim);
   }
-  __device__ void store_piece(const PairPart& part, int tile, int row, int column, const Partial& partial) const {
-    float* to = piece(part, tile / unit_tiles_);
+  __device__ void store_piece(int row, int column, const Partial& partial, bool ends_node) const {
+    float* to = piece(piece_);
     store_vec<float, 4>(to + row * kDim + column,
                         {{partial.value[0], partial.value[1], partial.value[2], partial.value[3]}});
-    if (column == 0) store_vec<float, 2>(to + args_.num_rows * kDim + 2 * row, {{partial.max, partial.sum}});
+    if (column == 0)
+      store_vec<float, 4>(to + args_.num_rows * kDim + 4 * row,
+                          {{partial.max, partial.sum, ends_node ? 1.0f : 0.0f, 0.0f}});
   }
 
   const DecodeArguments& args_;
   const DecodeStart &start_, &end_;
   const Shared shared_;
-  const int thread_, lane_, warp_, unit_tiles_;
+  const int thread_, lane_, warp_;
+  int piece_ = 0;  // the next one that the block leaves
   std::uint32_t query_[Shared::kQueryInShared ? 1 : kDim / 16][4];
   RowKeys keys_;
   RowPartial<T, kDim> partial_[1];

@@ -137,6 +137,34 @@ TEST(bits_do_not_depend_on_the_batch) {
   }
 }
 
+// Few blocks and small enough for a race detector: pairs that one block has whole, that two and that many share.
+TEST(small_batches_on_few_multiprocessors) {
+  Gpu gpu;
+  for (const int head_dim : {64, 256}) {
+    gpu.gpu.num_multiprocessors = 3;
+    check_case(gpu, {.shape = {4, 2, head_dim, 64, DType::kBFloat16}, .sequences = ragged({30, 700})},
+               "three, head_dim " + std::to_string(head_dim));
+  }
+}
+
+// Nor on where its keys are cut: between nodes, between the leaves of a node, or not at all.
+TEST(bits_do_not_depend_on_the_number_of_blocks) {
+  Gpu gpu;
+  AttentionSpec spec{.shape = {4, 2, 64, 16, DType::kBFloat16}, .sequences = ragged({2600, 70, 0, 1025, 300})};
+  if (kernel(gpu, spec.shape) == nullptr) return;
+  for (const int window : {0, 700}) {
+    spec.window = window;
+    AttentionCase batch(gpu, spec);
+    gpu.gpu.num_multiprocessors = 1;
+    const std::vector<std::byte> wanted = batch.run(*kernel(gpu, spec.shape));
+    batch.check(wanted, true, "on one multiprocessor");
+    for (const int count : {2, 5, 7, 11, 19, 30, 64, 132}) {
+      gpu.gpu.num_multiprocessors = count;
+      CHECK(batch.run(*kernel(gpu, spec.shape)) == wanted, count, " multiprocessors, window ", window);
+    }
+  }
+}
+
 TEST(offsets_beyond_two_billion_elements) {
   Gpu gpu;
   if (!is_real(gpu)) return;
