@@ -48,6 +48,23 @@ std::vector<std::string> bytes_of(const std::string& text) {
   return pieces;
 }
 
+TEST(bytes_pass_where_push_and_take_would_give_them) {
+  for (const std::string_view bytes : {"", " plain", "\xC3\xA9", "\xC3", "\xFF", "a\xE2\x82"}) {
+    for (const std::string_view before : {"", "x", "\xE2\x82"}) {
+      TextStream stream({});
+      stream.push(before);
+      stream.take();
+      const bool passes = stream.passes(bytes);
+      stream.push(bytes);
+      const std::string text = stream.take();
+      CHECK(!passes || (text == bytes && stream.finish().empty()), "'", bytes, "' after '", before, "' gives '", text,
+            "'");
+      CHECK(passes || !(bytes == " plain" && before.size() < 2), "plain bytes do not pass");
+    }
+  }
+  CHECK(!TextStream({"stop"}).passes("s"), "a stop string may begin here");
+}
+
 TEST(characters_are_never_cut) {
   const std::string text = "a\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80z";
   CHECK(run(bytes_of(text), {}).text == text);

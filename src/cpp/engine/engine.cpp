@@ -351,8 +351,9 @@ void Engine::deliver(const TokenEvent& event, Live& live, std::span<const Scored
   std::string_view bytes;
   if (!is_stop_token || params.include_stop_str_in_output)
     bytes = token_table_->bytes_of(event.token, params.skip_special_tokens);
-  const bool stopped = live.text.push(bytes, may_stop);
-  live.request->append(event.token, live.text.take(), scores, delivered_at_);
+  const bool passes = live.text.passes(bytes);
+  const bool stopped = !passes && live.text.push(bytes, may_stop);
+  live.request->append(event.token, passes ? bytes : live.text.take(), scores, delivered_at_);
   go_on_or_end(event, live, stopped);
 }
 

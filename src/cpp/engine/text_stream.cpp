@@ -42,14 +42,25 @@ std::size_t overlap(std::string_view bytes, std::string_view stop) {
 
 }  // namespace
 
+bool TextStream::passes(std::string_view bytes) const {
+  const auto is_ascii = [](char byte) { return static_cast<std::uint8_t>(byte) < 0x80; };
+  return held_.empty() && stop_.empty() && !stopped_ && std::all_of(bytes.begin(), bytes.end(), is_ascii);
+}
+
 std::size_t append_characters(std::string_view bytes, bool last, std::string& text) {
   std::size_t consumed = 0;
+  std::size_t copied = 0;
   while (consumed < bytes.size()) {
     const Utf8Scan scan = scan_character(bytes.substr(consumed));
     if (scan.state == Utf8::kIncomplete && !last) break;
-    text += scan.state == Utf8::kValid ? bytes.substr(consumed, scan.length) : kReplacement;
+    if (scan.state != Utf8::kValid) {
+      text += bytes.substr(copied, consumed - copied);
+      text += kReplacement;
+      copied = consumed + scan.length;
+    }
     consumed += scan.length;
   }
+  text += bytes.substr(copied, consumed - copied);
   return consumed;
 }
 

@@ -20,6 +20,10 @@ class TextStream {
   // stop string.
   bool push(std::string_view bytes, bool may_stop = true);
 
+  // Whether push() and take() would give just these bytes: nothing is held back, no stop string could be, and all
+  // characters are whole. Then neither is needed.
+  bool passes(std::string_view bytes) const;
+
   std::string take();    // what has become certain since the last call
   std::string finish();  // take(), and the rest: an incomplete character at the end becomes U+FFFD
 
