@@ -115,6 +115,42 @@ def test_use_after_fork_raises_in_the_child_and_the_parent_goes_on(folder: Path)
     subprocess.run([sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)], check=True, timeout=60)
 
 
+@pytest.mark.parametrize("leave", ["llm.close()", "", "session.__exit__()"])
+@pytest.mark.parametrize("tiers", ["", "host_cache=1 << 20, disk_cache=1 << 20"])
+def test_a_forked_child_may_close_or_drop_an_engine(folder: Path, leave: str, tiers: str) -> None:
+    """Idle or at work, with threads of every kind asleep in it; the parent goes on."""
+    code = f"""
+        import asyncio, gc, os, signal, threading, paged
+        llm = paged.LLM({str(folder)!r}, dtype="float32", num_threads=2, {tiers})
+        params = paged.SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
+        long = paged.SamplingParams(temperature=0.0, max_tokens=100, ignore_eos=True)
+        asyncio.run(paged.AsyncLLM(llm).generate([1], params))
+        session = llm.session()
+        session.generate([5, 6], params)
+        session.prefetch()
+        for is_busy in (False, True, True):
+            handle = llm.submit([1], long if is_busy else params)
+            waiter = threading.Thread(target=handle.result)
+            waiter.start()
+            if not is_busy:
+                waiter.join()
+            child = os.fork()
+            if child == 0:
+                signal.alarm(30)
+                {leave or "pass"}
+                del handle, waiter, session, llm
+                gc.collect()
+                os._exit(0)
+            status = os.waitpid(child, 0)[1]
+            assert status == 0, status
+            waiter.join()
+            assert len(session.generate([7], params).token_ids) == 8
+        session.close()
+        llm.close()
+    """
+    subprocess.run([sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)], check=True, timeout=120)
+
+
 def test_interpreter_exit_with_a_running_request_is_clean(folder: Path) -> None:
     code = f"""
         import paged

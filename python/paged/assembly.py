@@ -97,6 +97,7 @@ def assemble(model: str | Path, options: EngineOptions) -> Assembly:
             threads=threads,
             token_table=None if tokenizer is None else _C.TokenTable(*tokenizer.token_table()),
             policy_desk=desk,
+            disk_folder=options.disk_folder,
         )
         if policy.custom is not None and desk is not None:
             PolicyThread(policy.custom, desk)
@@ -204,19 +205,20 @@ def _scheduler_config(options: EngineOptions, sizes: Sizes, policy: PolicyChoice
     config.max_num_sequences = sizes.step.max_num_sequences
     config.max_num_batched_tokens = sizes.step.max_num_batched_tokens
     config.max_model_len = sizes.max_model_len
-    config.num_host_blocks = _host_blocks(options, sizes)
+    config.num_host_blocks = _tier_blocks("host_cache", options.host_cache, sizes)
+    config.num_disk_blocks = _tier_blocks("disk_cache", options.disk_cache, sizes)
     config.enable_prefix_caching = options.enable_prefix_caching
     # A GPU computes generated tokens with other kernels than prompts, so their keys and values differ in the last bits.
     config.cache_generated_tokens = options.gpu is None or not options.batch_invariant
     return config
 
 
-def _host_blocks(options: EngineOptions, sizes: Sizes) -> int:
+def _tier_blocks(name: str, num_bytes: int, sizes: Sizes) -> int:
     bytes_per_block = sizes.kv_cache_bytes // sizes.num_blocks
-    num_blocks = options.host_cache // bytes_per_block
-    if options.host_cache and not 1 <= num_blocks < 2**31:
+    num_blocks = num_bytes // bytes_per_block
+    if num_bytes and not 1 <= num_blocks < 2**31:
         raise ValueError(
-            f"host_cache={options.host_cache} holds {num_blocks} blocks of {bytes_per_block} bytes; at least 1 and at "
+            f"{name}={num_bytes} holds {num_blocks} blocks of {bytes_per_block} bytes; at least 1 and at "
             f"most {2**31 - 1} are possible"
         )
     return num_blocks

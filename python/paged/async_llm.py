@@ -111,6 +111,14 @@ class AsyncLLM:
             await in_thread(functools.partial(self.llm.session, parent=source, tenant=tenant, weight=weight))
         )
 
+    async def load_session(
+        self, path: str | Path, *, tenant: str | None = None, weight: float = 1.0
+    ) -> AsyncSession:  # fmt: skip
+        """As `LLM.load_session`."""
+        return AsyncSession(
+            await in_thread(functools.partial(self.llm.load_session, path, tenant=tenant, weight=weight))
+        )
+
     async def prefix(self, prompt: Prompt, *, tenant: str = "", weight: float = 1.0) -> Prefix:
         """As `LLM.prefix`."""
         return await in_thread(functools.partial(self.llm.prefix, prompt, tenant=tenant, weight=weight))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from paged.handle import Handle
@@ -105,6 +106,18 @@ class AsyncSession:
     async def pin(self, ttl: float, budget: int | None = None) -> Receipt:
         """As `Session.pin`."""
         return await in_thread(functools.partial(self.session.pin, ttl, budget))
+
+    async def demote(self, tier: Literal["host", "disk"] = "host") -> Receipt:
+        """As `Session.demote`."""
+        return await in_thread(functools.partial(self.session.demote, tier))
+
+    async def prefetch(self) -> Receipt:
+        """As `Session.prefetch`."""
+        return await in_thread(self.session.prefetch)
+
+    async def save(self, path: str | Path) -> Receipt:
+        """As `Session.save`."""
+        return await in_thread(functools.partial(self.session.save, path))
 
     async def close(self) -> Receipt:
         """As `Session.close`."""

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
@@ -54,6 +56,8 @@ class EngineOptions:
     max_num_batched_tokens: int | None = None
     block_size: int | None = None
     host_cache: int = 0
+    disk_cache: int = 0
+    disk_cache_path: str | Path | None = None
     enable_prefix_caching: bool = True
     batch_invariant: bool = False
     quantize: Quantize | None = None
@@ -80,11 +84,7 @@ class EngineOptions:
         _check_count("block_size", self.block_size, 1, 256)
         if self.block_size is not None and self.block_size & (self.block_size - 1):
             raise ValueError(f"block_size must be a power of two from 1 to 256, got {self.block_size}")
-        _check_count("host_cache", self.host_cache, 0, 1 << 50)
-        if self.host_cache and not self.enable_prefix_caching:
-            raise ValueError("host_cache keeps cached blocks: it takes enable_prefix_caching=True")
-        if self.host_cache and self.device.startswith("torch"):
-            raise ValueError(f"device={self.device!r} has no host tier: leave host_cache=0, or use 'cpu' or a GPU")
+        self._check_tiers()
         _check_flag("enable_prefix_caching", self.enable_prefix_caching)
         _check_flag("batch_invariant", self.batch_invariant)
         if self.quantize not in (None, "int8", "int4"):
@@ -101,6 +101,26 @@ class EngineOptions:
                 f"max_num_batched_tokens ({step.max_num_batched_tokens}) must be at least max_num_sequences "
                 f"({step.max_num_sequences}): every running sequence gets a token per step"
             )
+
+    def _check_tiers(self) -> None:
+        for name, size in (("host_cache", self.host_cache), ("disk_cache", self.disk_cache)):
+            _check_count(name, size, 0, 1 << 50)
+            if size and not self.enable_prefix_caching:
+                raise ValueError(f"{name} keeps cached blocks: it takes enable_prefix_caching=True")
+            if size and self.device.startswith("torch"):
+                tier = name.removesuffix("_cache")
+                raise ValueError(f"device={self.device!r} has no {tier} tier: leave {name}=0, or use 'cpu' or a GPU")
+        if self.disk_cache_path is None:
+            return
+        if not self.disk_cache:
+            raise ValueError("disk_cache_path is where disk_cache lies: set disk_cache to the bytes that it may take")
+        if not Path(self.disk_cache_path).is_dir():
+            raise ValueError(f"disk_cache_path must be a folder, got {shown(self.disk_cache_path)}")
+
+    @property
+    def disk_folder(self) -> str:
+        """Of the disk's tier."""
+        return str(self.disk_cache_path or os.environ.get("TMPDIR") or "/var/tmp")
 
     @property
     def gpu(self) -> GpuDevice | None:

@@ -69,6 +69,10 @@ class LLM:
         block_size: tokens of a KV block, a power of two up to 256; None: 16, on a GPU 64.
         host_cache: bytes of the host's memory (page-locked for a GPU) for copies of cached blocks: what leaves the KV
             pool comes back from there instead of being computed again. 0: none. Not with device="torch".
+        disk_cache: bytes of a disk for copies of what the host has no room for, or without `host_cache` of what leaves
+            the KV pool. Reserved at once, in a file that no other process can open and that ends with the engine, even
+            if the process is killed; what is read from it is verified. 0: none. Not with device="torch".
+        disk_cache_path: the folder of that file; None: $TMPDIR, or else /var/tmp. Not one that lies in memory (tmpfs).
         enable_prefix_caching: keep computed blocks and reuse them for prompts with the same beginning.
         batch_invariant: on a GPU, also matrix products give a row the same bits whatever the batch; everything else
             does so always, and the CPU backend altogether. The prefix cache then keeps blocks of prompts only: keys and
@@ -105,6 +109,8 @@ class LLM:
         max_num_batched_tokens: int | None = None,
         block_size: int | None = None,
         host_cache: int = 0,
+        disk_cache: int = 0,
+        disk_cache_path: str | Path | None = None,
         enable_prefix_caching: bool = True,
         batch_invariant: bool = False,
         quantize: Quantize | None = None,
@@ -122,6 +128,7 @@ class LLM:
             gpu_memory_utilization=gpu_memory_utilization, max_model_len=max_model_len,
             max_num_sequences=max_num_sequences,
             max_num_batched_tokens=max_num_batched_tokens, block_size=block_size, host_cache=host_cache,
+            disk_cache=disk_cache, disk_cache_path=disk_cache_path,
             enable_prefix_caching=enable_prefix_caching, batch_invariant=batch_invariant,
             quantize=quantize, quantize_cache=quantize_cache, load_format=load_format,
             generation_config=generation_config, seed=seed, policy=policy,

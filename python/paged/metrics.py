@@ -48,7 +48,11 @@ class Stats:
         num_blocks: of the KV pool: num_used_blocks belong to running requests, num_free_blocks to nobody.
         num_cached_blocks: of all blocks, used or free, those that later prompts may reuse.
         num_host_blocks: of the host's tier (`host_cache`); num_host_cached_blocks of them hold a copy.
-        num_bytes_stored, num_bytes_loaded: copied to the host, and back to the device.
+        num_bytes_stored, num_bytes_loaded: copied to the host, and from there to the device.
+        num_disk_blocks, num_disk_cached_blocks, num_disk_bytes_stored, num_disk_bytes_loaded: the same of the disk's
+            tier (`disk_cache`).
+        num_disk_errors: times that the disk could not be written, which ends its taking more, or that a block read from
+            it was not what had been written; what was there is computed again.
         num_cached_tokens: prompt tokens that the prefix cache served.
         num_prefill_tokens: tokens of prompts (and of preempted requests) that were computed.
         num_generated_tokens: tokens that requests got.
@@ -71,6 +75,11 @@ class Stats:
     num_host_cached_blocks: int
     num_bytes_stored: int
     num_bytes_loaded: int
+    num_disk_blocks: int
+    num_disk_cached_blocks: int
+    num_disk_bytes_stored: int
+    num_disk_bytes_loaded: int
+    num_disk_errors: int
     num_cached_tokens: int
     num_prefill_tokens: int
     num_generated_tokens: int
@@ -100,6 +109,11 @@ def snapshot(stats: _C.EngineStats, policy: str) -> Stats:
         num_host_cached_blocks=stats.num_host_cached_blocks,
         num_bytes_stored=stats.num_bytes_stored,
         num_bytes_loaded=stats.num_bytes_loaded,
+        num_disk_blocks=stats.num_disk_blocks,
+        num_disk_cached_blocks=stats.num_disk_cached_blocks,
+        num_disk_bytes_stored=stats.num_disk_bytes_stored,
+        num_disk_bytes_loaded=stats.num_disk_bytes_loaded,
+        num_disk_errors=stats.num_disk_errors,
         num_cached_tokens=stats.num_cached_tokens,
         num_prefill_tokens=stats.num_prefill_tokens,
         num_generated_tokens=stats.num_generated_tokens,
@@ -130,6 +144,11 @@ _SERIES = (
     ("host_blocks_cached", "gauge", "Slots of the host's tier that hold a copy.", "num_host_cached_blocks"),
     ("host_bytes_stored_total", "counter", "Bytes copied to the host's tier.", "num_bytes_stored"),
     ("host_bytes_loaded_total", "counter", "Bytes copied back from it.", "num_bytes_loaded"),
+    ("disk_blocks", "gauge", "Slots of the disk's tier.", "num_disk_blocks"),
+    ("disk_blocks_cached", "gauge", "Slots of the disk's tier that hold a copy.", "num_disk_cached_blocks"),
+    ("disk_bytes_stored_total", "counter", "Bytes copied to the disk's tier.", "num_disk_bytes_stored"),
+    ("disk_bytes_loaded_total", "counter", "Bytes copied back from it.", "num_disk_bytes_loaded"),
+    ("disk_errors_total", "counter", "Times that the disk's tier failed.", "num_disk_errors"),
     ("prompt_tokens_cached_total", "counter", "Prompt tokens that the prefix cache served.", "num_cached_tokens"),
     ("prefill_tokens_total", "counter", "Prompt tokens that were computed.", "num_prefill_tokens"),
     ("generated_tokens_total", "counter", "Tokens that requests got.", "num_generated_tokens"),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable
 
@@ -23,6 +24,7 @@ class Notifier:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._pid = os.getpid()
 
     def call(self, request: _C.Request, callback: Callable[[], object], *, until_finished: bool) -> None:
         """Calls `callback()` once, on the notifier's thread, as soon as there is something to take or the request has
@@ -39,6 +41,8 @@ class Notifier:
 
     def close(self) -> None:
         """Waits for the calls that are due, unless one of them is who closes. The engine must be closed."""
+        if os.getpid() != self._pid:
+            return  # in a forked child there is no thread, and the lock may be held for ever
         with self._lock:
             self._closed = True
         self._queue.close()

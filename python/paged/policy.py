@@ -88,7 +88,7 @@ class Policy:
         """What a block at the end of what is left of the session is worth."""
         return None
 
-    def place(self, session: SessionView, pressure: Pressure) -> Literal["device", "host", "nowhere"] | None:
+    def place(self, session: SessionView, pressure: Pressure) -> Literal["device", "host", "disk", "nowhere"] | None:
         """Where the blocks of a session that is away belong."""
         return None
 

@@ -32,12 +32,12 @@ class Miss:
     Attributes:
         turn: counts from 1.
         cause: "evicted": others took their blocks while the session was expected; "expired": they did when it was held
-            no more; "edited": tokens before them were changed.
+            no more; "edited": tokens before them were changed; "unreadable": the disk did not give them back.
         by: id of the request that took the last of the blocks; 0 for what nobody took.
     """
 
     turn: int
-    cause: Literal["evicted", "expired", "edited"]
+    cause: Literal["evicted", "expired", "edited", "unreadable"]
     num_tokens: int
     by: int
 
@@ -46,6 +46,7 @@ class Miss:
             "evicted": f"request {self.by} took their blocks while the session was expected",
             "expired": f"request {self.by} took their blocks when the session was held no more",
             "edited": "tokens before them were changed",
+            "unreadable": "the disk's tier did not give them back as they were",
         }
         return f"turn {self.turn} computed {self.num_tokens} tokens again: {why[self.cause]}"
 
@@ -76,7 +77,7 @@ class Explanation:
         is_held: sessions that wait for room do not get its blocks.
         lease_left, leased_bytes: of `pin`, in seconds and of the KV cache.
         resident_bytes: of its KV cache that are on the device and its own.
-        device_bytes, host_bytes: of its tokens' blocks in each tier, in both if they have a copy.
+        device_bytes, host_bytes, disk_bytes: of its tokens' blocks in each tier, in several if they have copies.
         charged_bytes: of those, with each block shared by the sessions that use it.
         num_reused_tokens, num_computed_tokens: of all its turns' prompts, found in the cache and computed.
     """
@@ -91,6 +92,7 @@ class Explanation:
     resident_bytes: int
     device_bytes: int
     host_bytes: int
+    disk_bytes: int
     charged_bytes: float
     num_turns: int
     num_reused_tokens: int

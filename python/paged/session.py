@@ -189,22 +189,23 @@ class Session:
         num_blocks = None if budget is None else min(budget // self._llm._bytes_per_block, 2**31 - 1)
         return self._receipt(_C.session_pin(self._engine, self._id, ttl, num_blocks))
 
-    def demote(self, tier: Literal["host"] = "host") -> Receipt:
-        """Its blocks are copied to the host's memory (`LLM(host_cache=...)`), and what they have on the device is then
-        what others take first. The next turn, or `prefetch`, brings them back.
+    def demote(self, tier: Literal["host", "disk"] = "host") -> Receipt:
+        """Its blocks are copied to the host's memory (`LLM(host_cache=...)`) or the disk (`LLM(disk_cache=...)`), and
+        what they have above that is then what others take first. The next turn, or `prefetch`, brings them back.
 
-        The receipt has the bytes that are copied: clipped to what transfers may hold of the pool at a time, or rejected
-        if there is no such tier.
+        The receipt has the bytes that are there or on their way: clipped to what transfers may hold at a time (the rest
+        follows) or if the disk has failed, or rejected if there is no such tier.
         """
-        if tier != "host":
-            raise ValueError(f"tier takes 'host', got {tier!r}")
+        if tier not in ("host", "disk"):
+            raise ValueError(f"tier takes 'host' or 'disk', got {tier!r}")
         self._settle()
-        return self._receipt(_C.session_demote(self._engine, self._id))
+        return self._receipt(_C.session_demote(self._engine, self._id, tier))
 
     def prefetch(self) -> Receipt:
-        """What the host has of it begins to come back to the device, into blocks that are held for nobody; until its
-        next turn they may be taken again. The receipt has the bytes on their way: clipped or rejected where there is no
-        room for more."""
+        """What the host and the disk have of it begins to come back to the device, into blocks that are held for
+        nobody; until its next turn they may be taken again. The receipt has the bytes on their way: clipped or rejected
+        where there is no room for more. `close`, `rewind`, `demote`, `pause` and signals that it is back later than was
+        believed stop what has not come yet."""
         self._settle()
         return self._receipt(_C.session_prefetch(self._engine, self._id))
 
@@ -252,6 +253,7 @@ class Session:
             lease_left=told["lease_left"],
             device_bytes=told["num_device_blocks"] * size,
             host_bytes=told["num_host_blocks"] * size,
+            disk_bytes=told["num_disk_blocks"] * size,
             leased_bytes=told["num_leased_blocks"] * size,
             resident_bytes=told["num_resident_blocks"] * size,
             charged_bytes=told["num_charged_blocks"] * size,

@@ -5,10 +5,14 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
+#include <cstring>
 #include <deque>
+#include <memory>
 #include <span>
 #include <stdexcept>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -31,12 +35,43 @@ inline std::vector<TokenId> fake_completion(std::vector<TokenId> tokens, std::si
   return {tokens.begin() + static_cast<std::ptrdiff_t>(prompt), tokens.end()};
 }
 
+// The pool's blocks as bytes. Writes can be made to wait, so that tests know what has not begun.
+class FakeBlocks final : public KvBlocks {
+ public:
+  FakeBlocks(std::vector<TokenId>& slots, std::int32_t block_size) : slots_(slots), block_size_(block_size) {}
+
+  std::int64_t block_bytes() const override { return block_size_ * std::int64_t{sizeof(TokenId)}; }
+  std::string_view layout() const override { return "fake"; }
+  std::shared_ptr<std::byte> allocate_host(std::int64_t num_bytes) const override {
+    return {new std::byte[static_cast<std::size_t>(num_bytes)], std::default_delete<std::byte[]>()};
+  }
+  void read(std::int32_t block, std::byte* to) override {
+    std::memcpy(to, at(block), static_cast<std::size_t>(block_bytes()));
+  }
+  void write(std::int32_t block, const std::byte* from) override {
+    ++num_writes;
+    num_writes.notify_all();
+    is_held.wait(true);
+    std::memcpy(at(block), from, static_cast<std::size_t>(block_bytes()));
+  }
+
+  std::atomic<int> num_writes = 0;  // begun
+  std::atomic<bool> is_held = false;
+
+ private:
+  TokenId* at(std::int32_t block) { return slots_.data() + block * block_size_; }
+
+  std::vector<TokenId>& slots_;
+  std::int32_t block_size_;
+};
+
 class FakeModel final : public Executor {
  public:
   FakeModel(std::int32_t num_blocks, std::int32_t block_size, std::int32_t max_steps_in_flight = 1)
       : block_size_(block_size),
         max_steps_in_flight_(max_steps_in_flight),
-        slots_(static_cast<std::size_t>(num_blocks * block_size), -1) {}
+        slots_(static_cast<std::size_t>(num_blocks * block_size), -1),
+        blocks(slots_, block_size) {}
 
   TokenId poison_token = -1;  // a sequence whose last token is this gets logits of NaN
   TokenId fatal_token = -1;   // a batch that holds this makes wait() throw
@@ -45,6 +80,7 @@ class FakeModel final : public Executor {
   std::int32_t max_steps_in_flight() const override { return max_steps_in_flight_; }
 
   ExtraOutputs extra_outputs() const override { return {}; }
+  KvBlocks* kv_blocks() override { return &blocks; }
 
   void launch(const StepInput& step) override {
     if (std::ssize(steps_) == max_steps_in_flight_) throw std::logic_error("too many steps in flight");
@@ -122,6 +158,9 @@ class FakeModel final : public Executor {
   std::vector<TokenId> last_sampled_;       // by row of the block tables
   std::deque<Step> steps_;                  // launched and not yet awaited, the oldest first
   std::vector<TokenId> sampled_;
+
+ public:
+  FakeBlocks blocks;
 };
 
 }  // namespace paged::test

@@ -188,6 +188,7 @@ std::unique_ptr<Executor> take_executor(const py::object& executor, std::shared_
 }
 
 void close_without_gil(Engine* engine) {
+  if (engine->is_of_another_process()) return;  // a forked child leaves its copy alone
   const GilRelease release;
   delete engine;
 }
@@ -214,6 +215,7 @@ void bind_engine(py::module_& module) {
       .def_readwrite("num_blocks", &SchedulerConfig::num_blocks)
       .def_readwrite("block_size", &SchedulerConfig::block_size)
       .def_readwrite("num_host_blocks", &SchedulerConfig::num_host_blocks)
+      .def_readwrite("num_disk_blocks", &SchedulerConfig::num_disk_blocks)
       .def_readwrite("max_num_sequences", &SchedulerConfig::max_num_sequences)
       .def_readwrite("max_num_batched_tokens", &SchedulerConfig::max_num_batched_tokens)
       .def_readwrite("max_model_len", &SchedulerConfig::max_model_len)
@@ -225,12 +227,14 @@ void bind_engine(py::module_& module) {
           py::arg("name"), py::arg("ttl"), "lru, ttl (of so many seconds), priority or hazard, which is the default.");
   py::class_<Engine, std::unique_ptr<Engine, EngineHolder>>(module, "Engine", "The step loop on a thread of its own.")
       .def(py::init([](const SchedulerConfig& config, const py::object& executor, std::shared_ptr<ThreadPool> threads,
-                       std::shared_ptr<TokenTable> token_table, std::shared_ptr<PolicyDesk> policy_desk) {
-             return std::unique_ptr<Engine, EngineHolder>(new Engine(
-                 config, take_executor(executor, std::move(threads)), std::move(token_table), std::move(policy_desk)));
+                       std::shared_ptr<TokenTable> token_table, std::shared_ptr<PolicyDesk> policy_desk,
+                       const std::string& disk_folder) {
+             return std::unique_ptr<Engine, EngineHolder>(
+                 new Engine(config, take_executor(executor, std::move(threads)), std::move(token_table),
+                            std::move(policy_desk), disk_folder));
            }),
            py::kw_only(), py::arg("config"), py::arg("executor"), py::arg("threads").none(false),
-           py::arg("token_table"), py::arg("policy_desk") = py::none())
+           py::arg("token_table"), py::arg("policy_desk") = py::none(), py::arg("disk_folder") = "")
       .def("submit", &submit, py::arg("prompt"), py::arg("sampling"), py::arg("priority") = 0,
            py::arg("cache_salt") = "", py::kw_only(), py::arg("guide") = py::none(), py::arg("follows") = 0,
            py::arg("session") = 0, py::arg("keeps_answer") = true,

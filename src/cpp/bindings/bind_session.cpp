@@ -76,6 +76,7 @@ py::dict report(Engine& engine, SessionId id) {
   result["num_resident_blocks"] = told.num_resident_blocks;
   result["num_device_blocks"] = told.residency.num_on_device;
   result["num_host_blocks"] = told.residency.num_on_host;
+  result["num_disk_blocks"] = told.residency.num_on_disk;
   result["num_charged_blocks"] = told.num_charged_blocks;
   result["is_held"] = told.is_held;
   result["num_leased_blocks"] = told.num_leased_blocks;
@@ -193,8 +194,10 @@ py::list tenants(Engine& engine) {
   return result;
 }
 
-py::tuple demote(Engine& engine, SessionId id) {
-  return receipt(engine, [&](SessionTable& table) { return table.demote(id); });
+py::tuple demote(Engine& engine, SessionId id, const std::string& tier) {
+  PAGED_CHECK(tier == "host" || tier == "disk", "tier takes 'host' or 'disk', got '", tier, "'");
+  const Tier to = tier == "host" ? Tier::kHost : Tier::kDisk;
+  return receipt(engine, [&](SessionTable& table) { return table.demote(id, to); });
 }
 
 py::tuple prefetch(Engine& engine, SessionId id) {
@@ -219,7 +222,7 @@ void bind_session(py::module_& module) {
       "num_again: of the tokens behind those, as many from the end on come again in the next turn: it is an edit.");
   module.def("session_pin", &pin, engine, id, py::arg("seconds"), py::arg("num_blocks") = py::none(),
              "num_blocks: None: as many as it has.");
-  module.def("session_demote", &demote, engine, id);
+  module.def("session_demote", &demote, engine, id, py::arg("tier"), "host or disk");
   module.def("session_prefetch", &prefetch, engine, id);
   module.def("session_report", &report, engine, id);
   module.def("session_restore", &restore_session, engine, py::arg("tenant"), py::arg("weight"), py::arg("tokens"));

@@ -19,8 +19,8 @@ constexpr double kLeastSeconds = 0.05;   // between two scores of a session
 constexpr double kRent = 0.1;            // of the whole pool for a second, in seconds of the device
 constexpr double kHostRent = 1e-4;       // of the whole host's tier, and of the disk's
 constexpr double kDiskRent = 1e-6;
-constexpr double kColdShare = 1.0 / 8;   // of its tokens lost: a session is to be built up again
-constexpr double kUnownedReturn = 0.5;   // blocks of nobody: of those that come back, by the rule for no data
+constexpr double kColdShare = 1.0 / 8;  // of its tokens lost: a session is to be built up again
+constexpr double kUnownedReturn = 0.5;  // blocks of nobody: of those that come back, by the rule for no data
 constexpr double kUnownedSeconds = 1.0;
 
 double rent(const Pressure& pressure) { return kRent / pressure.num_blocks; }

@@ -24,10 +24,7 @@ bool has_slots(const LowerTiers::Copy& copy) { return copy.slots[0].exists() || 
 }  // namespace
 
 LowerTiers::LowerTiers(const TierSizes& sizes, PrefixCache& device, BlockHash hash, IsWorthDisk is_worth_disk)
-    : sizes_(sizes), device_(device), hash_(hash), is_worth_disk_(std::move(is_worth_disk)) {
-  for (const Tier tier : kTiers)
-    for (TierSlot slot = sizes.of(tier); slot-- > 0;) free_slots(tier).push_back(slot);
-}
+    : sizes_(sizes), device_(device), hash_(hash), is_worth_disk_(std::move(is_worth_disk)) {}
 
 const LowerTiers::Copy* LowerTiers::find(ContentId parent, std::span<const TokenId> tokens) const {
   auto [at, end] = by_hash_.equal_range(hash_(parent, tokens));
@@ -137,7 +134,8 @@ void LowerTiers::left_device(ContentId content) {
 }
 
 TierSlot LowerTiers::take_slot(Tier tier) {
-  if (is_sealed(tier) || (free_slots(tier).empty() && !make_room(tier))) return kNoSlot;
+  if (is_sealed(tier) || (num_free(tier) == 0 && !make_room(tier))) return kNoSlot;
+  if (free_slots(tier).empty()) return num_used_[tier == Tier::kHost ? 0 : 1]++;
   const TierSlot slot = free_slots(tier).back();
   free_slots(tier).pop_back();
   return slot;
@@ -160,7 +158,7 @@ bool LowerTiers::make_room(Tier tier) {
 
 std::vector<ContentId> LowerTiers::to_spill(std::int32_t num_ready) const {
   std::vector<ContentId> contents;
-  num_ready -= static_cast<std::int32_t>(free_slots(Tier::kHost).size());
+  num_ready -= num_free(Tier::kHost);
   for (auto content = by_use(Tier::kHost).begin(); num_ready > 0 && content != by_use(Tier::kHost).end(); ++content) {
     const Copy& copy = copies_.at(*content);
     if (copy.in(Tier::kHost).is_busy() && !copy.in(Tier::kDisk).exists()) continue;
@@ -217,9 +215,7 @@ void LowerTiers::forget_continuations(ContentId content) {
   }
 }
 
-std::int32_t LowerTiers::size(Tier tier) const {
-  return sizes_.of(tier) - static_cast<std::int32_t>(free_slots(tier).size());
-}
+std::int32_t LowerTiers::size(Tier tier) const { return sizes_.of(tier) - num_free(tier); }
 
 void LowerTiers::check_integrity() const {
   PAGED_INVARIANT(by_hash_.size() == copies_.size() && continuations_.size() == copies_.size(),
@@ -236,8 +232,8 @@ void LowerTiers::check_integrity() const {
     };
     for (const auto& [content, copy] : copies_) use(copy), num_kept += copy.in(tier).exists() ? 1 : 0;
     for (const auto& [content, copy] : forgotten_) use(copy);
-    PAGED_INVARIANT(num_used + free_slots(tier).size() == used.size(), "slots: ", num_used, " used, ",
-                    free_slots(tier).size(), " free of ", used.size());
+    PAGED_INVARIANT(std::cmp_equal(num_used, size(tier)), "slots: ", num_used, " used, ", num_free(tier), " free of ",
+                    used.size());
     PAGED_INVARIANT(by_use(tier).size() == num_kept, "copies are not in the order of use");
   }
   std::unordered_map<ContentId, bool> on_device;

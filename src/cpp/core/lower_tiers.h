@@ -109,6 +109,10 @@ class LowerTiers {
   bool is_on_device(const Copy& copy) const { return device_.find(copy.parent, copy.tokens) != kNoBlock; }
   bool waits_for_disk(const Copy& copy) const;
   Copy& at(ContentId content);
+  std::int32_t num_free(Tier tier) const {
+    return sizes_.of(tier) - num_used_[tier == Tier::kHost ? 0 : 1] +
+           static_cast<std::int32_t>(free_slots(tier).size());
+  }
   std::vector<TierSlot>& free_slots(Tier tier) { return free_slots_[tier == Tier::kHost ? 0 : 1]; }
   const std::vector<TierSlot>& free_slots(Tier tier) const { return free_slots_[tier == Tier::kHost ? 0 : 1]; }
   std::list<ContentId>& by_use(Tier tier) { return by_use_[tier == Tier::kHost ? 0 : 1]; }
@@ -128,8 +132,9 @@ class LowerTiers {
   IsWorthDisk is_worth_disk_;
   double now_ = 0.0;
   bool disk_is_sealed_ = false;
-  std::array<std::vector<TierSlot>, 2> free_slots_;
-  std::array<std::list<ContentId>, 2> by_use_;  // the least recently used first
+  std::array<std::vector<TierSlot>, 2> free_slots_;  // that were used before
+  std::array<TierSlot, 2> num_used_ = {};            // slots from here on never were
+  std::array<std::list<ContentId>, 2> by_use_;       // the least recently used first
   std::unordered_map<ContentId, Copy> copies_;
   std::unordered_multimap<std::uint64_t, ContentId> by_hash_;
   std::unordered_multimap<ContentId, ContentId> continuations_;  // copies by what is before them

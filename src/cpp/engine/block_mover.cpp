@@ -15,8 +15,10 @@ int urgency_of(const BlockTransfer& transfer) { return transfer.is_load() ? 0 : 
 
 }  // namespace
 
-BlockMover::BlockMover(KvBlocks& blocks, std::int32_t num_slots, OnDone on_done)
-    : blocks_(blocks), on_done_(std::move(on_done)), memory_(blocks.allocate_host(num_slots * blocks.block_bytes())) {
+BlockMover::BlockMover(KvBlocks& blocks, const TierSizes& sizes, const std::string& folder, OnDone on_done)
+    : blocks_(blocks), on_done_(std::move(on_done)), staging_(sizes.host) {
+  if (sizes.disk > 0) file_ = std::make_unique<BlockFile>(folder, sizes.disk, blocks.block_bytes());
+  memory_ = blocks.allocate_host((std::int64_t{sizes.host} + (sizes.disk > 0 ? 1 : 0)) * blocks.block_bytes());
   const BlockedSignals blocked;
   thread_ = std::thread([this] { loop(); });
 }
@@ -26,7 +28,7 @@ BlockMover::~BlockMover() {
     const std::lock_guard lock(mutex_);
     stopping_ = true;
   }
-  wake_.notify_one();
+  wake_->notify_one();
   thread_.join();
 }
 
@@ -36,7 +38,7 @@ void BlockMover::start(BlockTransfer transfer) {
     const std::pair key(urgency_of(transfer), transfer.id);
     queue_.emplace(key, std::move(transfer));
   }
-  wake_.notify_one();
+  wake_->notify_one();
 }
 
 void BlockMover::cancel(TransferId id) {
@@ -62,7 +64,7 @@ void BlockMover::loop() {
     {
       std::unique_lock lock(mutex_);
       running_ = 0;
-      wake_.wait(lock, [&] { return stopping_ || !queue_.empty(); });
+      wake_->wait(lock, [&] { return stopping_ || !queue_.empty(); });
       if (stopping_) return;
       transfer = std::move(queue_.extract(queue_.begin()).mapped());
       running_ = transfer.id;
@@ -83,7 +85,12 @@ TransferEnd BlockMover::copy(const BlockTransfer& transfer) {
   TransferEnd end{0};
   for (const BlockTransfer::Copy& each : transfer.copies) {
     if (!goes_on()) break;
-    copy(each);
+    try {
+      copy(each);
+    } catch (const BlockFileError& error) {
+      end.error = error.what();
+      break;
+    }
     ++end.num_done;
   }
   return end;
@@ -96,10 +103,12 @@ bool BlockMover::goes_on() {
 
 void BlockMover::copy(const BlockTransfer::Copy& copy) {
   const auto& [from, to] = copy;
-  if (to.tier == Tier::kDevice)
-    blocks_.write(to.index, memory_.get() + from.index * blocks_.block_bytes());
-  else
-    blocks_.read(from.index, memory_.get() + to.index * blocks_.block_bytes());
+  const std::int32_t slot = from.tier == Tier::kHost ? from.index : to.tier == Tier::kHost ? to.index : staging_;
+  std::byte* const memory = memory_.get() + slot * blocks_.block_bytes();
+  if (from.tier == Tier::kDevice) blocks_.read(from.index, memory);
+  if (from.tier == Tier::kDisk) file_->read(from.index, memory);
+  if (to.tier == Tier::kDevice) blocks_.write(to.index, memory);
+  if (to.tier == Tier::kDisk) file_->write(to.index, memory);
 }
 
 }  // namespace paged

@@ -43,7 +43,8 @@ SchedulerConfig config_for(const Executor& executor, SchedulerConfig config, con
 }  // namespace
 
 Engine::Engine(const SchedulerConfig& config, std::unique_ptr<Executor> executor,
-               std::shared_ptr<const TokenTable> token_table, std::shared_ptr<PolicyDesk> policy_desk)
+               std::shared_ptr<const TokenTable> token_table, std::shared_ptr<PolicyDesk> policy_desk,
+               const std::string& disk_folder)
     : config_(config_for(*executor, config, policy_desk.get())),
       pid_(getpid()),
       executor_(std::move(executor)),
@@ -55,7 +56,7 @@ Engine::Engine(const SchedulerConfig& config, std::unique_ptr<Executor> executor
       policy_desk_(std::move(policy_desk)),
       scheduler_(std::make_unique<Scheduler>(config_)),
       row_states_(static_cast<std::size_t>(config_.max_num_sequences)) {
-  make_mover();
+  make_mover(disk_folder);
   publish_stats();
   if (policy_desk_ != nullptr) open_policy_desk();
   const BlockedSignals blocked;
@@ -88,7 +89,7 @@ std::shared_ptr<Request> Engine::submit(RequestSpec spec) {
     request = std::make_shared<Request>(next_id_++, std::move(spec));
     inbox_.push_back({request});
   }
-  wake_.notify_one();
+  wake_->notify_one();
   return request;
 }
 
@@ -103,12 +104,11 @@ void Engine::post(Message message) {
     if (closing_ || !failure_.empty()) return;
     inbox_.push_back(std::move(message));
   }
-  wake_.notify_one();
+  wake_->notify_one();
 }
 
 void Engine::close() {
-  if (getpid() != pid_) {
-    // In a forked child the thread does not exist and locks may be held for ever: leave the copy alone.
+  if (is_of_another_process()) {  // locks may be held for ever: leave the copy alone
     if (thread_.joinable()) thread_.detach();
     static_cast<void>(mover_.release());
     static_cast<void>(executor_.release());
@@ -119,7 +119,7 @@ void Engine::close() {
     const std::lock_guard lock(mutex_);
     closing_ = true;
   }
-  wake_.notify_one();
+  wake_->notify_one();
   if (thread_.joinable()) thread_.join();
   mover_.reset();
   executor_.reset();
@@ -184,7 +184,7 @@ bool Engine::receive() {
   {
     std::unique_lock lock(mutex_);
     if ((live_.empty() || stalled_) && in_flight_.empty())
-      wake_.wait(lock, [&] { return closing_ || !inbox_.empty(); });
+      wake_->wait(lock, [&] { return closing_ || !inbox_.empty(); });
     if (closing_) return false;
     std::swap(received_, inbox_);
   }

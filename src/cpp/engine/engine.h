@@ -5,9 +5,9 @@
 #pragma once
 
 #include <sys/types.h>
+#include <unistd.h>
 
 #include <atomic>
-#include <condition_variable>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -19,6 +19,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "base/condition.h"
 #include "core/scheduler.h"
 #include "engine/block_mover.h"
 #include "engine/guide_desk.h"
@@ -53,19 +54,26 @@ struct EngineStats {
   std::int64_t num_failed_proposals = 0;
   double last_step_seconds = 0.0;
   StepHistogram step_seconds;
-  std::int32_t num_host_blocks = 0;          // slots of the host's tier
-  std::int32_t num_host_cached_blocks = 0;   // that have a copy
-  std::int64_t num_bytes_stored = 0;         // copied to the host, ever
-  std::int64_t num_bytes_loaded = 0;         // and back
+  std::int32_t num_host_blocks = 0;         // slots of the host's tier
+  std::int32_t num_host_cached_blocks = 0;  // that have a copy
+  std::int64_t num_bytes_stored = 0;        // copied to the host, ever
+  std::int64_t num_bytes_loaded = 0;        // and from there to the device
+  std::int32_t num_disk_blocks = 0;         // the same of the disk's tier
+  std::int32_t num_disk_cached_blocks = 0;
+  std::int64_t num_disk_bytes_stored = 0;
+  std::int64_t num_disk_bytes_loaded = 0;
+  std::int64_t num_disk_errors = 0;          // transfers that failed
   double generated_tokens_per_second = 0.0;  // over about the last second
   double prefill_tokens_per_second = 0.0;
 };
 
 class Engine {
  public:
-  // `policy_desk`: of a policy that runs elsewhere and takes the place of the config's; may be null.
+  // `policy_desk`: of a policy that runs elsewhere and takes the place of the config's; may be null. `disk_folder`: for
+  // the blocks of the disk, if there are any.
   Engine(const SchedulerConfig& config, std::unique_ptr<Executor> executor,
-         std::shared_ptr<const TokenTable> token_table, std::shared_ptr<PolicyDesk> policy_desk = nullptr);
+         std::shared_ptr<const TokenTable> token_table, std::shared_ptr<PolicyDesk> policy_desk = nullptr,
+         const std::string& disk_folder = {});
   ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
@@ -79,6 +87,8 @@ class Engine {
   void stop(SequenceId id) { end_early(id, FinishReason::kStop); }
   void close();  // idempotent; running requests end as cancelled; all memory is given back
   bool closed() const;
+  // In a forked child: the threads do not exist, and what they were at work on may be torn. It is best never destroyed.
+  bool is_of_another_process() const { return getpid() != pid_; }
   // Runs it on the engine thread, between two steps, and waits for it: how sessions are commanded. What it throws is
   // thrown here; an InternalError also ends the engine.
   using Command = std::function<void(Scheduler&)>;
@@ -161,7 +171,7 @@ class Engine {
   void admit(std::shared_ptr<Request> request);
   void start(Live& live);
   void start_followers(Live& live);
-  void make_mover();
+  void make_mover(const std::string& disk_folder);
   void start_transfers();
   void finish_transfer(TransferId id, const TransferEnd& end);
   bool launch_step();  // false: nothing to launch
@@ -223,7 +233,7 @@ class Engine {
   StepTrace trace_;
 
   mutable std::mutex mutex_;  // guards what follows
-  std::condition_variable wake_;
+  Condition wake_;
   std::vector<Message> inbox_;
   bool closing_ = false;
   std::string failure_;  // first cause, once the engine has failed

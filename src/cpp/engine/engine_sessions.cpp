@@ -22,7 +22,7 @@ void Engine::run_between_steps(Command command) {
     check_running();
     inbox_.push_back({nullptr, 0, nullptr, FinishReason::kNone, std::move(pending)});
   }
-  wake_.notify_one();
+  wake_->notify_one();
   done.get();
 }
 

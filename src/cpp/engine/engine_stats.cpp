@@ -62,6 +62,11 @@ void Engine::publish_stats() {
     stats_.num_host_cached_blocks = blocks.num_copies(Tier::kHost);
     stats_.num_bytes_stored = blocks.traffic(Tier::kHost).num_stored * mover_->block_bytes();
     stats_.num_bytes_loaded = blocks.traffic(Tier::kHost).num_loaded * mover_->block_bytes();
+    stats_.num_disk_blocks = config_.num_disk_blocks;
+    stats_.num_disk_cached_blocks = blocks.num_copies(Tier::kDisk);
+    stats_.num_disk_bytes_stored = blocks.traffic(Tier::kDisk).num_stored * mover_->block_bytes();
+    stats_.num_disk_bytes_loaded = blocks.traffic(Tier::kDisk).num_loaded * mover_->block_bytes();
+    stats_.num_disk_errors = blocks.num_failed_transfers();
   }
   stats_.last_step_seconds = last_step_seconds_;
   stats_.step_seconds = step_seconds_;

@@ -8,13 +8,15 @@
 
 namespace paged {
 
-void Engine::make_mover() {
-  if (config_.num_host_blocks == 0) return;
-  PAGED_CHECK(executor_->kv_blocks() != nullptr, "this executor's blocks cannot be moved: it has no host tier");
+void Engine::make_mover(const std::string& disk_folder) {
+  const TierSizes sizes{config_.num_host_blocks, config_.num_disk_blocks};
+  if (sizes.host == 0 && sizes.disk == 0) return;
+  PAGED_CHECK(executor_->kv_blocks() != nullptr,
+              "this executor's blocks cannot be moved: it has no tiers below the device");
   const auto on_done = [this](TransferId id, TransferEnd end) {
     post({nullptr, 0, nullptr, FinishReason::kNone, nullptr, id, std::move(end)});
   };
-  mover_ = std::make_unique<BlockMover>(*executor_->kv_blocks(), config_.num_host_blocks, on_done);
+  mover_ = std::make_unique<BlockMover>(*executor_->kv_blocks(), sizes, disk_folder, on_done);
 }
 
 void Engine::start_transfers() {

@@ -35,7 +35,7 @@ void PolicyDesk::close() {
     closed_ = true;
     questions_.clear();
   }
-  changed_.notify_all();
+  changed_->notify_all();
 }
 
 void PolicyDesk::ask(PolicyQuestion question) {
@@ -54,12 +54,12 @@ void PolicyDesk::ask(PolicyQuestion question) {
     if (!question.event) wanted_.emplace(question.view.id, questions_.size());
     questions_.push_back(std::move(question));
   }
-  changed_.notify_one();
+  changed_->notify_one();
 }
 
 std::vector<PolicyQuestion> PolicyDesk::wait() {
   std::unique_lock lock(mutex_);
-  changed_.wait(lock, [&] { return closed_ || !questions_.empty(); });
+  changed_->wait(lock, [&] { return closed_ || !questions_.empty(); });
   wanted_.clear();
   return std::exchange(questions_, {});
 }

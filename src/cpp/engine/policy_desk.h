@@ -3,7 +3,6 @@
 // engine thread never waits here; of each session only the newest question is kept.
 #pragma once
 
-#include <condition_variable>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -12,6 +11,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "base/condition.h"
 #include "core/proposed_policy.h"
 
 namespace paged {
@@ -46,7 +46,7 @@ class PolicyDesk {
   const double patience_;
   const std::shared_ptr<ProposedPolicy> policy_;
   mutable std::mutex mutex_;  // guards what follows
-  std::condition_variable changed_;
+  Condition changed_;
   Deliver deliver_;
   bool closed_ = false;
   std::vector<PolicyQuestion> questions_;

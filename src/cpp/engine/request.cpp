@@ -26,7 +26,7 @@ bool Request::wait_for(std::chrono::milliseconds timeout) {
   check_process();
   std::unique_lock lock(mutex_);
   ++num_waiters_;
-  const bool result = changed_.wait_for(lock, timeout, [&] { return is_ready(false); });
+  const bool result = changed_->wait_for(lock, timeout, [&] { return is_ready(false); });
   --num_waiters_;
   return result;
 }
@@ -34,7 +34,7 @@ bool Request::wait_for(std::chrono::milliseconds timeout) {
 bool Request::wait_finished_for(std::chrono::milliseconds timeout) {
   check_process();
   std::unique_lock lock(mutex_);
-  return changed_.wait_for(lock, timeout, [&] { return is_ready(true); });
+  return changed_->wait_for(lock, timeout, [&] { return is_ready(true); });
 }
 
 void Request::notify(std::shared_ptr<NewsQueue> queue, bool until_finished) {
@@ -126,7 +126,7 @@ void Request::append(TokenId token, std::string_view text, std::span<const Score
   token_ids_.push_back(token);
   text_ += text;
   scores_.insert(scores_.end(), scores.begin(), scores.end());
-  if (num_waiters_ > 0) changed_.notify_all();
+  if (num_waiters_ > 0) changed_->notify_all();
   if (!watchers_.empty()) wake_watchers();
 }
 
@@ -147,7 +147,7 @@ void Request::finish(FinishReason reason, std::string_view text, std::string_vie
   text_ += text;
   error_ = error;
   finish_reason_ = reason;
-  changed_.notify_all();
+  changed_->notify_all();
   wake_watchers();
 }
 

@@ -8,7 +8,6 @@
 
 #include <atomic>
 #include <chrono>
-#include <condition_variable>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -18,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/condition.h"
 #include "core/types.h"
 #include "engine/news_queue.h"
 #include "ops/logits_ops.h"
@@ -149,7 +149,7 @@ class Request {
   const Clock::time_point submitted_;
 
   mutable std::mutex mutex_;
-  std::condition_variable changed_;
+  Condition changed_;
   std::vector<TokenId> token_ids_;
   std::string text_;
   std::size_t num_taken_tokens_ = 0;
