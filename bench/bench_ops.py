@@ -88,14 +88,21 @@ class Heads:
 LARGE_HEADS, SMALL_HEADS = Heads(16, 4, 128), Heads(9, 3, 64)  # the small ones are SmolLM2-135M's
 
 
+def int8_cache(tokens: int, head_dim: int) -> torch.Tensor:
+    """One in which every byte is 9: of codes, and of scales that are tiny but numbers."""
+    return torch.full((tokens * (2 * head_dim + 4 * (-(-head_dim // 32) + 1)),), 9, dtype=torch.int8)
+
+
 def attention(
     threads: _C.ThreadPool, dtype: str, query_len: int, seq_len: int, sequences: int, shape: Heads = LARGE_HEADS
 ) -> Case:
+    """`dtype`: of q and the cache; "int8": of the cache, under q in bfloat16."""
     heads, kv_heads, head_dim, block_size = shape.queries, shape.keys, shape.dim, 16
     blocks = seq_len // block_size * sequences
-    storage = torch.randn(blocks * 2 * kv_heads * block_size * head_dim).to(FLOATS[dtype])
+    tokens = blocks * kv_heads * block_size
+    storage = int8_cache(tokens, head_dim) if dtype == "int8" else torch.randn(tokens * 2 * head_dim).to(FLOATS[dtype])
     cache = ops.KvCache(storage, blocks, block_size, kv_heads, head_dim)
-    q = torch.randn(query_len * sequences, heads * head_dim).to(FLOATS[dtype])
+    q = torch.randn(query_len * sequences, heads * head_dim).to(FLOATS.get(dtype, torch.bfloat16))
     out, options = torch.empty_like(q), ops.AttentionOptions(head_dim**-0.5)
     start = torch.arange(0, (sequences + 1) * query_len, query_len, dtype=torch.int32)
     lens = torch.full((sequences,), seq_len, dtype=torch.int32)
@@ -145,12 +152,13 @@ def cases(threads: _C.ThreadPool) -> Iterator[Case]:
     for kind in ("float32", "bfloat16", "q4_k"):
         for num_tokens in (8, 512):
             yield linear(threads, kind, num_tokens)
-    for dtype in ("float32", "bfloat16"):
+    for dtype in ("float32", "bfloat16", "int8"):
         yield attention(threads, dtype, 1, 4096, 8)
         for sequences in (1, 4, 16, 64):
             yield attention(threads, dtype, 1, 16384, sequences, SMALL_HEADS)
         yield attention(threads, dtype, 1, 16384, 1)
         yield attention(threads, dtype, 1024, 1024, 1)
+    for dtype in ("float32", "bfloat16"):
         for num_tokens in (1, 256):
             yield from row_ops(threads, dtype, num_tokens)
     yield from sampling(threads, 49152)

@@ -13,7 +13,7 @@ from paged.loading.checkpoint import Checkpoint, open_checkpoint
 from paged.loading.raw_tensor import RawTensor
 from paged.model_config import ModelConfig
 from paged.models import record
-from paged.program.ir import DType
+from paged.program.ir import DType, KvCacheDType
 from paged.program.native import compile_program
 from paged.program.passes import fuse
 from paged.program.plan import plan
@@ -35,6 +35,7 @@ def native_logits(
     token_ids: list[int],
     *,
     dtype: DType = "float32",
+    kv_cache_dtype: KvCacheDType | None = None,
     fused: bool = True,
     chunk: int | None = None,
     dequantised: bool = False,
@@ -44,7 +45,7 @@ def native_logits(
     size = len(token_ids)
     threads = _C.ThreadPool(2)
     with open_checkpoint(path) as checkpoint:
-        program = record(ModelConfig.from_hf(checkpoint.config), dtype)
+        program = record(ModelConfig.from_hf(checkpoint.config), dtype, kv_cache_dtype)
         program = fuse(program) if fused else program
         arena = plan(program, max_tokens=size, max_logits_rows=size)
         weights = Dequantised(checkpoint) if dequantised else checkpoint

@@ -35,6 +35,16 @@ def test_fusion_and_chunking_change_no_bit(saved: tuple[str, Path], dtype: str) 
     assert np.array_equal(native_logits(folder, TOKEN_IDS, dtype=dtype, chunk=1), whole)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_int8_keys_and_values_change_no_bit_either(saved: tuple[str, Path], dtype: str) -> None:
+    _, folder = saved
+    whole = native_logits(folder, TOKEN_IDS, dtype=dtype, kv_cache_dtype="int8")  # type: ignore[arg-type]
+    for options in ({"fused": False}, {"chunk": 7}, {"chunk": 1}):
+        again = native_logits(folder, TOKEN_IDS, dtype=dtype, kv_cache_dtype="int8", **options)  # type: ignore[arg-type]
+        assert np.array_equal(again, whole)
+    assert not np.array_equal(whole, native_logits(folder, TOKEN_IDS, dtype=dtype))  # type: ignore[arg-type]
+
+
 def test_sharded_checkpoints_give_the_same_logits(tmp_path: Path) -> None:
     whole = tiny_model("qwen3").save(tmp_path / "whole")
     sharded = tiny_model("qwen3").save(tmp_path / "sharded", max_shard_size="40KB")

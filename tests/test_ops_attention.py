@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from paged import _C
+from paged.torch_backend.kv_cache import dequantise, quantise
 
 ops = _C.ops
 
 TOLERANCE = {torch.float32: 4e-6, torch.bfloat16: 1e-2, torch.float16: 1e-3}
+CACHES = [None, torch.int8]  # of q's dtype, and of codes with a scale a row
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,23 @@ class Case:
     sinks: bool = False
 
 
+def stored(rows: torch.Tensor, dtype: torch.dtype, head_dim: int, group: int) -> torch.Tensor:
+    """What a cache of `dtype` keeps of rows of k or v, by the torch backend's definition."""
+    if dtype != torch.int8:
+        return rows.to(dtype)
+    heads = rows.view(len(rows), -1, head_dim)
+    return dequantise(*quantise(heads, group), group, torch.float64).view(rows.shape)
+
+
+def empty_storage(case: Case, num_blocks: int) -> torch.Tensor:
+    """A cache full of NaN; all bits set are a NaN too, in the scales of int8."""
+    dtype = case.cache_dtype or case.dtype
+    tokens = num_blocks * case.num_kv_heads * case.block_size
+    if dtype == torch.int8:
+        return torch.full((tokens * (2 * case.head_dim + 4 * (-(-case.head_dim // 32) + 1)),), -1, dtype=dtype)
+    return torch.full((tokens * 2 * case.head_dim,), torch.nan, dtype=dtype)
+
+
 class Batch:
     """Random queries, keys and values of a case; keys and values lie in a shuffled cache full of NaN."""
 
@@ -41,8 +60,7 @@ class Batch:
         self.keys, self.values, self.queries, self.tables = [], [], [], []
         blocks = sum(-(-seq_len // case.block_size) for _, seq_len in case.sequences)
         order = torch.randperm(blocks + 1, generator=torch.Generator().manual_seed(1)).to(torch.int32)
-        elements = (blocks + 1) * 2 * case.num_kv_heads * case.block_size * case.head_dim
-        self.storage = torch.full((elements,), torch.nan, dtype=case.cache_dtype or case.dtype)
+        self.storage = empty_storage(case, blocks + 1)
         self.cache = ops.KvCache(self.storage, blocks + 1, case.block_size, case.num_kv_heads, case.head_dim)
         self.sinks = torch.randn(case.num_heads, generator=generator) if case.sinks else None
         for query_len, seq_len in case.sequences:
@@ -54,7 +72,8 @@ class Batch:
             slots = table[position // case.block_size] * case.block_size + position % case.block_size
             ops.store_kv(threads, k, v, slots.to(torch.int32), self.cache)
             q = torch.randn(query_len, case.num_heads * case.head_dim, generator=generator).to(case.dtype)
-            self.keys.append(k.to(self.storage.dtype)), self.values.append(v.to(self.storage.dtype))
+            self.keys.append(stored(k, self.storage.dtype, case.head_dim, 32))
+            self.values.append(stored(v, self.storage.dtype, case.head_dim, case.head_dim))
             self.queries.append(q), self.tables.append(table)
 
     def run(self, threads: _C.ThreadPool, spans: list[tuple[int, int, int]] | None = None) -> list[torch.Tensor]:
@@ -105,7 +124,8 @@ def threads() -> _C.ThreadPool:
 def check(case: Case, threads: _C.ThreadPool) -> None:
     batch = Batch(case, threads)
     for sequence, out in enumerate(batch.run(threads)):
-        error = (out.double() - batch.reference(sequence)).abs().max()
+        expected = batch.reference(sequence)
+        error = ((out.double() - expected).abs() / expected.abs().clamp(min=1.0)).max()
         assert error <= TOLERANCE[case.dtype], f"sequence {sequence}: {error}"
 
 
@@ -117,30 +137,49 @@ def test_matches_float64(threads: _C.ThreadPool, dtype: torch.dtype, head_dim: i
     check(Case(sequences, dtype=dtype, head_dim=head_dim, block_size=block_size), threads)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("head_dim", [2, 24, 64, 80, 96, 128, 256, 512])
+@pytest.mark.parametrize("block_size", [1, 8, 16, 64])
+def test_int8_matches_float64(threads: _C.ThreadPool, dtype: torch.dtype, head_dim: int, block_size: int) -> None:
+    sequences = ((1, 1), (1, 77), (33, 33), (5, 130))
+    check(Case(sequences, dtype=dtype, cache_dtype=torch.int8, head_dim=head_dim, block_size=block_size), threads)
+
+
+@pytest.mark.parametrize("cache_dtype", CACHES)
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(1, 1), (9, 3), (8, 1), (40, 1), (4, 4), (14, 2)])
-def test_grouped_heads(threads: _C.ThreadPool, num_heads: int, num_kv_heads: int) -> None:
-    check(Case(num_heads=num_heads, num_kv_heads=num_kv_heads), threads)
+def test_grouped_heads(
+    threads: _C.ThreadPool, num_heads: int, num_kv_heads: int, cache_dtype: torch.dtype | None
+) -> None:
+    check(Case(num_heads=num_heads, num_kv_heads=num_kv_heads, cache_dtype=cache_dtype), threads)
 
 
+@pytest.mark.parametrize("cache_dtype", CACHES)
 @pytest.mark.parametrize("window", [0, 1, 20, 64, 1030])
 @pytest.mark.parametrize("softcap", [0.0, 2.0])
 @pytest.mark.parametrize("sinks", [False, True])
-def test_window_softcap_and_sinks(threads: _C.ThreadPool, window: int, softcap: float, sinks: bool) -> None:
+def test_window_softcap_and_sinks(
+    threads: _C.ThreadPool, window: int, softcap: float, sinks: bool, cache_dtype: torch.dtype | None
+) -> None:
     sequences = ((1, 1), (1, 2500), (70, 1100), (130, 130))
-    check(Case(sequences=sequences, window=window, softcap=softcap, sinks=sinks, head_dim=32), threads)
+    case = Case(sequences=sequences, window=window, softcap=softcap, sinks=sinks, head_dim=32, cache_dtype=cache_dtype)
+    check(case, threads)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("cache_dtype", TOLERANCE)
+@pytest.mark.parametrize("cache_dtype", [*TOLERANCE, torch.int8])
 def test_cache_of_another_dtype(threads: _C.ThreadPool, dtype: torch.dtype, cache_dtype: torch.dtype) -> None:
     check(Case(dtype=dtype, cache_dtype=cache_dtype), threads)
 
 
 INVARIANT = [
-    Case(sequences=((300, 2300), (1, 1025), (64, 64)), head_dim=32, dtype=dtype, window=window, sinks=window > 0)
+    Case(
+        sequences=((300, 2300), (1, 1025), (64, 64)), head_dim=32, dtype=dtype, cache_dtype=cache_dtype, window=window,
+        sinks=window > 0,
+    )
     for dtype in TOLERANCE
     for window in (0, 1200)
-]
+    for cache_dtype in CACHES
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("case", INVARIANT, ids=str)
@@ -158,9 +197,12 @@ def test_any_cut_gives_the_same_bits(threads: _C.ThreadPool, case: Case) -> None
         assert torch.equal(out, expected)
 
 
+@pytest.mark.parametrize("cache_dtype", CACHES)
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_block_size_does_not_change_a_bit(threads: _C.ThreadPool, dtype: torch.dtype) -> None:
-    case = Case(dtype=dtype, sequences=((40, 300), (1, 1500)), head_dim=48)
+def test_block_size_does_not_change_a_bit(
+    threads: _C.ThreadPool, dtype: torch.dtype, cache_dtype: torch.dtype | None
+) -> None:
+    case = Case(dtype=dtype, cache_dtype=cache_dtype, sequences=((40, 300), (1, 1500)), head_dim=48)
     sizes = (1, 2, 4, 8, 16, 32, 64, 256)
     outs = [torch.cat(Batch(replace(case, block_size=size), threads).run(threads)) for size in sizes]
     assert all(torch.equal(out, outs[0]) for out in outs)
@@ -177,6 +219,54 @@ def test_padding_stores_nothing_and_blocks_copy(threads: _C.ThreadPool) -> None:
     assert storage.count_nonzero() == 32
     ops.copy_blocks(threads, cache, torch.tensor([1], dtype=torch.int32), torch.tensor([2], dtype=torch.int32))
     assert torch.equal(pieces[2], pieces[1]) and not pieces[0].any()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("block_size", "head_dim"), [(1, 2), (4, 8), (16, 24), (32, 64), (8, 80)])
+def test_int8_keeps_codes_and_scales(
+    threads: _C.ThreadPool, dtype: torch.dtype, block_size: int, head_dim: int
+) -> None:
+    """Bit for bit the torch backend's, whatever the magnitude; nothing beside the slots is touched, and blocks copy."""
+    case = Case(dtype=dtype, cache_dtype=torch.int8, block_size=block_size, head_dim=head_dim)
+    storage = empty_storage(case, 4)
+    cache = ops.KvCache(storage, 4, block_size, 2, head_dim)
+    generator = torch.Generator().manual_seed(head_dim)
+    magnitudes = torch.tensor([0.0, 1e-38, 1e-30, 1e-5, 1.0, 100.0, 1e4])[:, None]
+    k, v = ((torch.randn(7, 2 * head_dim, generator=generator) * magnitudes).to(dtype) for _ in range(2))
+    slots = torch.randperm(4 * block_size, generator=generator)[:7].to(torch.int32)
+    k, v = k[: len(slots)], v[: len(slots)]
+    ops.store_kv(threads, k, v, slots, cache)
+    ops.copy_blocks(threads, cache, torch.tensor([2], dtype=torch.int32), torch.tensor([3], dtype=torch.int32))
+    expected = empty_storage(case, 4)
+    key_bytes = block_size * (head_dim + 4 * (-(-head_dim // 32)))
+    blocks = expected.view(4, -1)
+    pieces = blocks[:, : 2 * key_bytes].view(4, 2, -1), blocks[:, 2 * key_bytes :].view(4, 2, -1)
+    for of_kind, rows, group in zip(pieces, (k, v), (32, head_dim), strict=True):
+        codes, scales = quantise(rows.view(len(slots), 2, head_dim), group)
+        for slot, row, scale in zip(slots.tolist(), codes, scales, strict=True):
+            for head in range(2):
+                piece, at = of_kind[slot // block_size, head], slot % block_size
+                of_scales = piece[: 4 * block_size * scale.shape[1]].view(-1, block_size, 4)
+                of_scales[:, at] = scale[head].view(torch.int8).view(-1, 4)
+                matrix = piece[4 * block_size * scale.shape[1] :]
+                of_slot = (
+                    matrix.view(block_size, -1)[at] if of_kind is pieces[1] else matrix.view(-1, block_size)[:, at]
+                )
+                of_slot.copy_(row[head])
+    blocks[3] = blocks[2]
+    assert torch.equal(storage, expected)
+
+
+def test_int8_hands_on_what_is_no_number(threads: _C.ThreadPool) -> None:
+    for broken in (torch.nan, torch.inf):
+        batch = Batch(Case(((1, 40), (1, 20)), cache_dtype=torch.int8), threads)
+        row = torch.zeros(1, 2 * 64)
+        row[0, 70] = broken
+        slot = batch.tables[0][:1] * 16 + 3
+        ops.store_kv(threads, row, torch.zeros_like(row), slot, batch.cache)
+        first, second = batch.run(threads)
+        assert first[0, 3 * 64 :].isnan().all() and first[0, : 3 * 64].isfinite().all()
+        assert second.isfinite().all()
 
 
 def test_errors_say_what_arrived(threads: _C.ThreadPool) -> None:

@@ -12,13 +12,14 @@ import torch
 from paged.program import ir
 from paged.program.rope_tables import RopeSpec, rope_table
 from paged.torch_backend.kernels import KERNELS, Step
+from paged.torch_backend.kv_cache import KvCache
 from paged.torch_backend.step_batch import prompt_batch
 
 HEADS, KV_HEADS, HEAD_DIM, TOKENS = 4, 2, 8, 7
 
 
 def make_step() -> Step:
-    cache = torch.zeros(1, 2, 16, KV_HEADS, HEAD_DIM, dtype=torch.float64)
+    cache = KvCache(ir.KvCacheSpec(1, KV_HEADS, HEAD_DIM), 16, torch.float64, torch.device("cpu"))
     return Step(prompt_batch(range(TOKENS), 4), torch.device("cpu"), 4, torch.float64, cache)
 
 
@@ -72,7 +73,7 @@ def test_store_kv_skips_negative_slots() -> None:
     step.slot_mapping[2] = -1
     k = randn(TOKENS, KV_HEADS * HEAD_DIM)
     KERNELS["store_kv"](step, ir.StoreKv(0), [k, k], [])
-    stored = step.kv_cache[0, 0].reshape(16, -1)
+    stored = step.kv_cache.elements[0, 0].reshape(16, -1)
     kept = [0, 1, 3, 4, 5, 6]
     assert torch.equal(stored[kept], k[kept])
     assert not stored[2].any()

@@ -98,7 +98,7 @@ def test_a_step_in_mid_prefill_gives_no_logits() -> None:
     empty = np.zeros(0, dtype=np.int32)
     logits = executor.run(StepBatch(*(getattr(batch, f) for f in StepBatch.__slots__[:-1]), logits_rows=empty))
     assert logits.shape == (0, program.vocab_size)
-    assert executor.kv_cache[:, :, :3].any()
+    assert executor.kv_cache.elements[:, :, :3].any()
 
 
 def test_limits_are_checked() -> None:

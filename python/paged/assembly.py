@@ -27,7 +27,7 @@ from paged.meanwhile import Meanwhile
 from paged.model_config import ModelConfig
 from paged.models import record
 from paged.policy import PolicyChoice, PolicyThread, choose_policy
-from paged.program.ir import ITEMSIZE, DType, Program
+from paged.program.ir import DType, KvCacheDType, Program
 from paged.program.native import compile_program, stacked_weight_bytes
 from paged.program.passes import fuse
 from paged.program.plan import plan
@@ -62,6 +62,7 @@ class Sizes:
     """The engine's limits, after the machine and the model had their say."""
 
     dtype: DType
+    kv_cache_dtype: KvCacheDType
     num_threads: int
     max_model_len: int
     step: StepSizes
@@ -80,7 +81,8 @@ def assemble(model: str | Path, options: EngineOptions) -> Assembly:
     with _open(path, options) as checkpoint:
         config = ModelConfig.from_hf(checkpoint.config)
         dtype = options.resolve_dtype(checkpoint.dtype)
-        program = fuse(record(config, dtype))
+        kv_cache_dtype = options.resolve_kv_cache_dtype(dtype)
+        program = fuse(record(config, dtype, kv_cache_dtype))
         threads = _C.ThreadPool(options.resolve_num_threads())
         weights = checkpoint
         if options.quantize is not None:
@@ -106,7 +108,8 @@ def assemble(model: str | Path, options: EngineOptions) -> Assembly:
         generation = checkpoint.generation_config if options.generation_config == "auto" else {}
         defaults = default_sampling_params(generation)
         identity = {
-            "weights": fingerprint(checkpoint), "dtype": dtype, "batch_invariant": str(options.batch_invariant),
+            "weights": fingerprint(checkpoint), "dtype": dtype, "kv_cache_dtype": kv_cache_dtype,
+            "batch_invariant": str(options.batch_invariant),
         }  # fmt: skip
         if options.quantize is not None:
             identity["quantize"] = options.quantize
@@ -122,13 +125,12 @@ def _open(path: Path, options: EngineOptions) -> Checkpoint:
 
 def resolve_sizes(program: Program, options: EngineOptions, default_kv_bytes: int | None = None) -> Sizes:
     """`default_kv_bytes`: what the KV pool may take if the caller gave no size; None: a share of the host's memory."""
-    kv_cache, step = program.kv_cache, options.resolve_step_sizes()
+    step, bytes_per_token = options.resolve_step_sizes(), program.kv_bytes_per_token
     max_model_len = options.resolve_max_model_len(program.max_positions)
-    bytes_per_token = 2 * kv_cache.num_layers * kv_cache.num_kv_heads * kv_cache.head_dim * ITEMSIZE[program.dtype]
     num_blocks = options.resolve_num_blocks(bytes_per_token, max_model_len, default_kv_bytes)
     kv_cache_bytes = num_blocks * step.block_size * bytes_per_token
     num_threads = options.resolve_num_threads()
-    return Sizes(program.dtype, num_threads, max_model_len, step, num_blocks, kv_cache_bytes)
+    return Sizes(program.dtype, program.kv_cache_dtype, num_threads, max_model_len, step, num_blocks, kv_cache_bytes)
 
 
 def make_executor(
@@ -230,7 +232,7 @@ def _describe(path: Path, config: ModelConfig, options: EngineOptions, sizes: Si
         kernels = f"device={describe_gpu(options.gpu)}, batch_invariant={options.batch_invariant}"
     return (
         f"{str(path)!r}, {config.architecture}, dtype={sizes.dtype}, {kernels}, num_threads={sizes.num_threads}, "
-        f"max_model_len={sizes.max_model_len}, kv_cache={_megabytes(sizes.kv_cache_bytes)} "
+        f"max_model_len={sizes.max_model_len}, kv_cache={_megabytes(sizes.kv_cache_bytes)} of {sizes.kv_cache_dtype} "
         f"({sizes.num_blocks} blocks x {sizes.step.block_size} tokens), "
         f"max_num_sequences={sizes.step.max_num_sequences}, "
         f"max_num_batched_tokens={sizes.step.max_num_batched_tokens}, "

@@ -104,8 +104,8 @@ def _inspect(options: argparse.Namespace) -> int:
     from paged.inspection import inspect
 
     described = inspect(
-        options.model, show_program=options.program, dtype=options.dtype, num_threads=options.threads,
-        device=options.device,
+        options.model, show_program=options.program, dtype=options.dtype, kv_cache_dtype=options.kv_cache_dtype,
+        num_threads=options.threads, device=options.device,
     )  # fmt: skip
     print(described)
     return 0
@@ -127,7 +127,8 @@ def _open(options: argparse.Namespace) -> LLM:
     from paged.llm import LLM
 
     llm = LLM(
-        options.model, dtype=options.dtype, device=options.device, num_threads=options.threads, max_num_sequences=1
+        options.model, dtype=options.dtype, kv_cache_dtype=options.kv_cache_dtype, device=options.device,
+        num_threads=options.threads, max_num_sequences=1,
     )  # fmt: skip
     if options.verbose:
         print(repr(llm), file=sys.stderr)
@@ -181,6 +182,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_engine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: auto)")
+    parser.add_argument(
+        "--kv-cache-dtype", default="auto", help="auto, float32, bfloat16, float16 or int8 (default: auto, as --dtype)"
+    )
     parser.add_argument("--device", default="cpu", help="cpu, or a GPU such as cuda (default: cpu)")
     parser.add_argument("--threads", type=int, default=None, help="default: all physical cores")
 

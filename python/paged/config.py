@@ -14,7 +14,7 @@ from paged.checks import shown
 from paged.devices import GpuDevice, parse_gpu
 from paged.machine import available_memory, num_physical_cores
 from paged.policy import Policy, choose_policy
-from paged.program.ir import ITEMSIZE, DType
+from paged.program.ir import ITEMSIZE, DType, KvCacheDType
 
 LoadFormat = Literal["auto", "dummy"]
 GenerationConfig = Literal["auto", "none"]
@@ -47,6 +47,7 @@ class EngineOptions:
     """What the caller of `LLM(...)` chose; see there. Raises TypeError or ValueError naming the option."""
 
     dtype: DType | Literal["auto"] = "auto"
+    kv_cache_dtype: KvCacheDType | Literal["auto"] = "auto"
     device: str = "cpu"
     num_threads: int | None = None
     kv_cache_bytes: int | None = None
@@ -70,11 +71,21 @@ class EngineOptions:
     def __post_init__(self) -> None:
         if self.dtype != "auto" and self.dtype not in ITEMSIZE:
             raise ValueError(f"dtype must be 'auto', 'float32', 'bfloat16' or 'float16', got {shown(self.dtype)}")
+        if self.kv_cache_dtype not in ("auto", "int8", *ITEMSIZE):
+            raise ValueError(
+                "kv_cache_dtype must be 'auto', 'float32', 'bfloat16', 'float16' or 'int8', got "
+                f"{shown(self.kv_cache_dtype)}"
+            )
         if self.generation_config not in ("auto", "none"):
             raise ValueError(f"generation_config must be 'auto' or 'none', got {shown(self.generation_config)}")
         if self.load_format not in ("auto", "dummy"):
             raise ValueError(f"load_format must be 'auto' or 'dummy', got {shown(self.load_format)}")
         _check_device(self.device)
+        if self.gpu is not None and self.kv_cache_dtype not in ("auto", self.dtype):
+            raise ValueError(
+                f"kv_cache_dtype={self.kv_cache_dtype!r} on device={self.device!r}: a GPU keeps keys and values in the "
+                "dtype of the activations; leave kv_cache_dtype='auto', or use device='cpu'"
+            )
         _check_count("num_threads", self.num_threads, 1, 1024)
         _check_count("kv_cache_bytes", self.kv_cache_bytes, 1, 1 << 50)
         _check_share("gpu_memory_utilization", self.gpu_memory_utilization)
@@ -137,8 +148,12 @@ class EngineOptions:
         )
 
     def resolve_dtype(self, checkpoint_dtype: DType) -> DType:
-        """The dtype of activations and KV cache: what was asked for, else the checkpoint's own."""
+        """The dtype of activations: what was asked for, else the checkpoint's own."""
         return checkpoint_dtype if self.dtype == "auto" else self.dtype
+
+    def resolve_kv_cache_dtype(self, dtype: DType) -> KvCacheDType:
+        """The dtype of keys and values where activations are `dtype`."""
+        return dtype if self.kv_cache_dtype == "auto" else self.kv_cache_dtype
 
     def resolve_num_threads(self) -> int:
         return self.num_threads or num_physical_cores()

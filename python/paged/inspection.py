@@ -16,7 +16,7 @@ from paged.loading.checkpoint import open_checkpoint
 from paged.loading.resolve import resolve
 from paged.model_config import ModelConfig
 from paged.models import record
-from paged.program.ir import DType, Program
+from paged.program.ir import DType, KvCacheDType, Program
 from paged.program.listing import listing
 from paged.program.native import compile_program
 from paged.program.passes import fuse
@@ -56,13 +56,14 @@ def inspect(
     *,
     show_program: bool,
     dtype: DType | Literal["auto"] = "auto",
+    kv_cache_dtype: KvCacheDType | Literal["auto"] = "auto",
     num_threads: int | None = None,
     device: str = "cpu",
 ) -> str:
     """Loads the model and describes it; with `show_program` also every op, its shape, its bytes and its median time in
     a decode step of one sequence with 128 tokens of context. `device`: "cpu" or a GPU. On a GPU the times are those of
     ops one after the other, without the overlap that a step's graph gives them."""
-    options = EngineOptions(dtype=dtype, num_threads=num_threads, device=device)
+    options = EngineOptions(dtype=dtype, kv_cache_dtype=kv_cache_dtype, num_threads=num_threads, device=device)
     if options.gpu is not None:
         check_gpu(options.gpu)
     gpu_index = None if options.gpu is None else options.gpu.index
@@ -107,7 +108,8 @@ def _load(model: str | Path, options: EngineOptions, gpu_index: int | None) -> _
     path = resolve(model)
     with open_checkpoint(path) as checkpoint:
         config = ModelConfig.from_hf(checkpoint.config)
-        program = fuse(record(config, options.resolve_dtype(checkpoint.dtype)))
+        dtype = options.resolve_dtype(checkpoint.dtype)
+        program = fuse(record(config, dtype, options.resolve_kv_cache_dtype(dtype)))
         threads = _C.ThreadPool(options.resolve_num_threads())
         arena = plan(program, max_tokens=_CONTEXT, max_logits_rows=1)
         native = compile_program(

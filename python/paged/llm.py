@@ -29,7 +29,7 @@ from paged.waiting import wait_all
 if TYPE_CHECKING:
     from paged.grammar import GrammarCompiler
     from paged.prefix import Prefix
-    from paged.program.ir import DType
+    from paged.program.ir import DType, KvCacheDType
     from paged.receipts import Explanation, Receipt, Tenant
     from paged.scoring import Score
     from paged.session import Session
@@ -54,8 +54,12 @@ class LLM:
 
     Args:
         model: a short name (`paged pull --list`), a `.gguf` file, a Hugging Face folder, or a Hub id "org/name".
-        dtype: of activations and KV cache: "float32", "bfloat16", "float16", or "auto": the checkpoint's own
-            (float32 for quantised GGUF files).
+        dtype: of activations: "float32", "bfloat16", "float16", or "auto": the checkpoint's own (float32 for quantised
+            GGUF files).
+        kv_cache_dtype: of the keys and values that are kept: "float32", "bfloat16", "float16", "int8", or "auto": that
+            of the activations, the only one on a GPU. "int8" rounds to 8 bits, with a scale for each
+            head's value of a token and for each 32 components of a key: at a head size of 64, 1.83 times the context of
+            16 bits in the same bytes. See docs/memory.md for what it costs.
         device: "cpu"; "cuda" or "hip", with ":<index>" for another than the first GPU, in a build with that backend; or
             "torch" / "torch:<device>" to run the same program with torch on any of its devices.
         num_threads: threads of the CPU backend; None: the physical cores this process may use.
@@ -100,6 +104,7 @@ class LLM:
         model: str | Path,
         *,
         dtype: DType | Literal["auto"] = "auto",
+        kv_cache_dtype: KvCacheDType | Literal["auto"] = "auto",
         device: str = "cpu",
         num_threads: int | None = None,
         kv_cache_bytes: int | None = None,
@@ -124,8 +129,8 @@ class LLM:
 
         self._engine: _C.Engine | None = None
         options = EngineOptions(
-            dtype=dtype, device=device, num_threads=num_threads, kv_cache_bytes=kv_cache_bytes,
-            gpu_memory_utilization=gpu_memory_utilization, max_model_len=max_model_len,
+            dtype=dtype, kv_cache_dtype=kv_cache_dtype, device=device, num_threads=num_threads,
+            kv_cache_bytes=kv_cache_bytes, gpu_memory_utilization=gpu_memory_utilization, max_model_len=max_model_len,
             max_num_sequences=max_num_sequences,
             max_num_batched_tokens=max_num_batched_tokens, block_size=block_size, host_cache=host_cache,
             disk_cache=disk_cache, disk_cache_path=disk_cache_path,

@@ -22,7 +22,8 @@ class WeightMatrix:
     def nbytes(self) -> int: ...
 
 class KvCache:
-    """One layer's cache in a tensor of num_blocks * 2 * num_kv_heads * block_size * head_dim elements."""
+    """One layer's cache in a tensor of num_blocks * 2 * num_kv_heads * block_size * head_dim elements; of int8 bytes,
+    with 4 * (ceil(head_dim / 32) + 1) more for each head of a token, for the scales."""
 
     def __init__(self, storage: Tensor, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int) -> None: ...
 

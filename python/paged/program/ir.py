@@ -17,9 +17,12 @@ from paged.program.rope_tables import RopeSpec
 
 Rows = Literal["tokens", "logits"]  # how many rows a step gives a value: scheduled tokens, or rows that need logits
 DType = Literal["float32", "bfloat16", "float16"]
+KvCacheDType = Literal["float32", "bfloat16", "float16", "int8"]
 ActivationKind = Literal["silu", "gelu_tanh", "gelu_erf"]
 
 ITEMSIZE: Mapping[DType, int] = MappingProxyType({"float32": 4, "bfloat16": 2, "float16": 2})
+KEY_SCALE_GROUP = 32
+"""Components of a key of int8 that share a scale; a value has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +54,13 @@ class WeightSpec:
 
 @dataclass(frozen=True, slots=True)
 class KvCacheSpec:
+    """`dtype`: None: the program's. "int8": codes in [-127, 127] with float32 scales, max|x| / 127: one for each 32
+    components of a head's key of a token, one for its value."""
+
     num_layers: int
     num_kv_heads: int
     head_dim: int
+    dtype: KvCacheDType | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,3 +216,17 @@ class Program:
     kv_cache: KvCacheSpec
     vocab_size: int
     max_positions: int
+
+    @property
+    def kv_cache_dtype(self) -> KvCacheDType:
+        return self.kv_cache.dtype or self.dtype
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Of all layers, scales included."""
+        cache, dtype = self.kv_cache, self.kv_cache_dtype
+        if dtype == "int8":
+            of_head = 2 * cache.head_dim + 4 * (-(-cache.head_dim // KEY_SCALE_GROUP) + 1)
+        else:
+            of_head = 2 * cache.head_dim * ITEMSIZE[dtype]
+        return cache.num_layers * cache.num_kv_heads * of_head

@@ -125,7 +125,8 @@ def _heading(program: Program, plan: Plan | None) -> list[str]:
     cache = program.kv_cache
     lines = [
         f"program in {program.dtype}: T scheduled tokens, S rows that need logits",
-        f"KV cache: {cache.num_layers} layers x {cache.num_kv_heads} KV heads x {cache.head_dim} x 2 elements a token",
+        f"KV cache: {cache.num_layers} layers x {cache.num_kv_heads} KV heads x {cache.head_dim} x 2 elements a token, "
+        f"in {program.kv_cache_dtype}: {program.kv_bytes_per_token:,} bytes",
     ]
     if plan is not None:
         limits = f"T <= {plan.max_tokens:,}, S <= {plan.max_logits_rows:,}"

@@ -48,7 +48,7 @@ def compile_program(
     kv_cache = program.kv_cache
     native = _C.Program(
         num_layers=kv_cache.num_layers, num_kv_heads=kv_cache.num_kv_heads, head_dim=kv_cache.head_dim,
-        dtype=program.dtype, arena_bytes=plan.arena_bytes, max_tokens=plan.max_tokens,
+        dtype=program.kv_cache_dtype, arena_bytes=plan.arena_bytes, max_tokens=plan.max_tokens,
         max_logits_rows=plan.max_logits_rows, vocab_size=program.vocab_size, max_positions=max_model_len,
     )  # fmt: skip
     constants = _Constants(native)

@@ -17,6 +17,7 @@ from paged.program.ir import Op, Program, Rows, Value, WeightSpec
 from paged.program.plan import Plan
 from paged.program.rope_tables import rope_table
 from paged.torch_backend.kernels import KERNELS, Step
+from paged.torch_backend.kv_cache import KvCache
 from paged.torch_backend.step_batch import StepBatch, prompt_batch
 from paged.torch_backend.storage import DTYPES, ArenaStorage, FreshStorage
 
@@ -27,8 +28,9 @@ class TorchExecutor:
     Args:
         program: recorded by `paged.models.record`; any subset of the passes may have run.
         weights: dense tensors by checkpoint name, as stored there (offsets are added here); cast to `dtype`.
-        dtype: of activations, matrices and cache; by default the program's. float32 and float64 are wider choices,
-            the latter for references. Norm weights, biases and sums are never narrower than float32.
+        dtype: of activations, matrices and, unless the program names another, cache; by default the program's. float32
+            and float64 are wider choices, the latter for references. Norm weights, biases and sums are never narrower
+            than float32.
         num_blocks, block_size: of the KV cache.
         plan: run inside this plan's arena, which proves the plan; needs the program's own dtype.
 
@@ -61,9 +63,7 @@ class TorchExecutor:
         self.num_blocks = num_blocks
         self._tables_rows = min(program.max_positions, num_blocks * block_size)
         self.weights = [self._load(spec, weights) for spec in program.weights]
-        cache = program.kv_cache
-        shape = (cache.num_layers, 2, num_blocks * block_size, cache.num_kv_heads, cache.head_dim)
-        self.kv_cache = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        self.kv_cache = KvCache(program.kv_cache, num_blocks * block_size, self._cache_dtype(), self.device)
 
     @torch.no_grad()
     def run(self, batch: StepBatch) -> torch.Tensor:
@@ -87,10 +87,7 @@ class TorchExecutor:
 
     def copy_blocks(self, pairs: Iterable[tuple[int, int]]) -> None:
         """Copies whole blocks (source, destination) in every layer, one pair after the other."""
-        cache = self.kv_cache
-        blocks = cache.view(*cache.shape[:2], self.num_blocks, self.block_size, *cache.shape[3:])
-        for source, destination in pairs:
-            blocks[:, :, destination] = blocks[:, :, source]
+        self.kv_cache.copy_blocks(pairs, self.block_size)
 
     def _run_op(self, op: Op, step: Step, storage: ArenaStorage | FreshStorage) -> None:
         inputs = [storage.read(value) for value in op.inputs]
@@ -105,6 +102,16 @@ class TorchExecutor:
     def _torch_dtype(self, value: Value) -> torch.dtype:
         """float32 values of a narrower program stay float32 (or wider), the others follow the executor."""
         return self.accumulator if value.dtype == "float32" else self.dtype
+
+    def _cache_dtype(self) -> torch.dtype:
+        """What the program asks for; where it leaves that open, the executor's."""
+        match self.program.kv_cache.dtype:
+            case None:
+                return self.dtype
+            case "int8":
+                return torch.int8
+            case dtype:
+                return DTYPES[dtype]
 
     def _load(self, spec: WeightSpec, weights: Mapping[str, npt.NDArray[np.float32] | torch.Tensor]) -> torch.Tensor:
         if spec.rope is not None:

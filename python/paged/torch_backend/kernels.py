@@ -14,14 +14,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from paged.program import ir
+from paged.torch_backend.kv_cache import KvCache
 from paged.torch_backend.step_batch import StepBatch
 
 
 class Step:
-    """A batch's index arrays on the device, and the cache [num_layers, 2, num_slots, num_kv_heads, head_dim]."""
+    """A batch's index arrays on the device, and the cache."""
 
     def __init__(
-        self, batch: StepBatch, device: torch.device, block_size: int, accumulator: torch.dtype, kv_cache: Tensor
+        self, batch: StepBatch, device: torch.device, block_size: int, accumulator: torch.dtype, kv_cache: KvCache
     ) -> None:
         def indices(array: Any) -> Tensor:
             return torch.as_tensor(array, dtype=torch.int64).to(device)
@@ -88,8 +89,8 @@ def rope(step: Step, op: ir.Rope | ir.RopeStoreKv, inputs: Tensors, weights: Ten
 
 def store_kv(step: Step, op: ir.StoreKv | ir.RopeStoreKv, inputs: Tensors, weights: Tensors) -> Tensors:
     kept = step.slot_mapping >= 0
-    for cache, rows in zip(step.kv_cache[op.layer], inputs, strict=True):
-        cache[step.slot_mapping[kept]] = _split(rows[kept], cache.shape[2]).to(cache.dtype)
+    rows = [_split(x[kept], step.kv_cache.head_dim) for x in inputs]
+    step.kv_cache.store(op.layer, step.slot_mapping[kept], rows)
     return []
 
 
@@ -107,12 +108,12 @@ def rope_store_kv(step: Step, op: ir.RopeStoreKv, inputs: Tensors, weights: Tens
 
 
 def attention(step: Step, op: ir.Attention, inputs: Tensors, weights: Tensors) -> Tensors:
-    q = _split(inputs[0].to(step.accumulator), step.kv_cache.shape[-1])
+    q = _split(inputs[0].to(step.accumulator), step.kv_cache.head_dim)
     sinks = weights[0] if weights else None
     out = torch.empty_like(q)
     for sequence in range(len(step.seq_lens)):
         rows = slice(step.query_start[sequence], step.query_start[sequence + 1])
-        keys, values = step.kv_cache[op.layer][:, step.slots(sequence)].to(step.accumulator)
+        keys, values = step.kv_cache.read(op.layer, step.slots(sequence), step.accumulator)
         out[rows] = _attend(op, q[rows], (keys, values), step.positions[rows], sinks)
     return [out.flatten(1)]
 

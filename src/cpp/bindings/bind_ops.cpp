@@ -29,15 +29,16 @@ ExecutionContext on(ThreadPool& threads) { return {Device::kCpu, &threads, nullp
 
 constexpr Range kAnyIndex{0, std::int64_t{1} << 31};  // checked by whom it is given to
 
-// One layer's cache in a tensor of the caller's, [num_blocks, 2, num_kv_heads, block_size * head_dim].
+// One layer's cache in a tensor of the caller's, [num_blocks, 2, num_kv_heads, block_size * head_dim]; of int8 with the
+// scales beside the codes, in bytes.
 struct KvCache {
   KvCache(py::handle storage, std::int32_t num_blocks, std::int32_t block_size, std::int32_t num_kv_heads,
           std::int32_t head_dim)
       : tensor(storage, "cache", Access::kWrite),
-        view{tensor.bytes(), num_blocks, block_size, num_kv_heads, head_dim, tensor.dtype()} {
+        view{tensor.bytes(), num_blocks, block_size, num_kv_heads, head_dim, tensor.cache_dtype()} {
     ops::check_cache("cache", view);
     const std::int64_t bytes =
-        checked_product("cache", {2, num_blocks, num_kv_heads, block_size, head_dim, 4}) / 4 * size_of(view.dtype);
+        checked_product("cache", {num_blocks, num_kv_heads, block_size, kv_token_bytes(view.dtype, head_dim)});
     PAGED_CHECK(tensor.num_bytes() == bytes, "cache: ", num_blocks, " blocks take ", bytes, " bytes, got ",
                 tensor.num_bytes());
   }
@@ -96,7 +97,9 @@ void bind_types(py::module_& parent, py::module_& m) {
       .def_readonly("rows", &WeightMatrix::rows)
       .def_readonly("cols", &WeightMatrix::cols)
       .def_property_readonly("nbytes", &WeightMatrix::num_bytes);
-  py::class_<KvCache>(m, "KvCache", "One layer's cache in a tensor of num_blocks * 2 * heads * block_size * head_dim.")
+  py::class_<KvCache>(m, "KvCache",
+                      "One layer's cache in a tensor of num_blocks * 2 * heads * block_size * head_dim; of int8 "
+                      "bytes, the scales included.")
       .def(py::init<py::handle, std::int32_t, std::int32_t, std::int32_t, std::int32_t>(), py::arg("storage"),
            py::arg("num_blocks"), py::arg("block_size"), py::arg("num_kv_heads"), py::arg("head_dim"));
   m.def("isa", [] { return cpu::kernels().isa; }, "Name of the instruction set the kernels were chosen for.");

@@ -126,7 +126,7 @@ void bind_program(py::module_& module) {
       .def(py::init([](std::int32_t num_layers, std::int32_t num_kv_heads, std::int32_t head_dim,
                        const std::string& dtype, std::int64_t arena_bytes, std::int32_t max_tokens,
                        std::int32_t max_logits_rows, std::int32_t vocab_size, std::int32_t max_positions) {
-             return std::make_shared<Program>(KvCacheSpec{num_layers, num_kv_heads, head_dim, parse_dtype(dtype)},
+             return std::make_shared<Program>(KvCacheSpec{num_layers, num_kv_heads, head_dim, parse_cache_dtype(dtype)},
                                               ArenaPlan{arena_bytes, max_tokens, max_logits_rows}, vocab_size,
                                               max_positions);
            }),

@@ -32,8 +32,9 @@ class DlpackTensor {
   std::int64_t num_elements() const;
   std::int64_t num_bytes() const { return num_elements() * tensor_.dtype.bits / 8; }
 
-  // float32, bfloat16 or float16.
+  // float32, bfloat16 or float16; cache_dtype also int8.
   DType dtype() const;
+  DType cache_dtype() const;
 
   // [rows, cols] with unit column stride; a vector is one row.
   MatrixView matrix() const;
@@ -171,6 +172,10 @@ inline DType DlpackTensor::dtype() const {
   PAGED_CHECK(code == dlpack::kBfloat && bits == 16, name_, " must be float32, bfloat16 or float16, got ",
               dtype_name());
   return DType::kBFloat16;
+}
+
+inline DType DlpackTensor::cache_dtype() const {
+  return tensor_.dtype.code == dlpack::kInt && tensor_.dtype.bits == 8 ? DType::kInt8 : dtype();
 }
 
 inline MatrixView DlpackTensor::matrix() const {

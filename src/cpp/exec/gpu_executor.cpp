@@ -45,6 +45,7 @@ GpuExecutor::Slot::Slot(const StagingLimits& limits) : staging(limits), sampled(
 
 std::unique_ptr<GpuExecutor> GpuExecutor::make(std::shared_ptr<const Program> program,
                                                const GpuExecutorOptions& options) {
+  PAGED_CHECK(program->kv_cache().dtype != DType::kInt8, "a GPU has no int8 KV cache: keep keys and values as floats");
   const gpu::UseDevice scope(options.device);
   return std::unique_ptr<GpuExecutor>(new GpuExecutor(std::move(program), options));
 }

@@ -11,8 +11,8 @@
 namespace paged {
 
 std::int64_t kv_layer_bytes(const KvCacheSpec& spec, const KvPoolLimits& limits) {
-  return checked_product(
-      "the KV cache", {2, limits.num_blocks, limits.block_size, spec.num_kv_heads, spec.head_dim, size_of(spec.dtype)});
+  return checked_product("the KV cache", {limits.num_blocks, limits.block_size, spec.num_kv_heads,
+                                          kv_token_bytes(spec.dtype, spec.head_dim)});
 }
 
 std::int64_t kv_pool_bytes(const KvCacheSpec& spec, const KvPoolLimits& limits) {

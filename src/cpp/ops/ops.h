@@ -33,8 +33,18 @@ struct MatrixView {
   DType dtype = DType::kFloat32;
 };
 
-// The KV cache of one layer: [num_blocks, 2 (K, V), num_kv_heads] pieces of block_size * head_dim elements. A piece is
-// contiguous; the order inside it belongs to the backend (cpu/kv_layout.h), nobody else looks.
+// Of an int8 cache: components of a key that share a scale. A value has one scale: keys have outliers, values do not.
+inline constexpr int kKeyScaleGroup = 32;
+
+// Bytes of a head's key and value of one token. int8: codes in [-127, 127] and their scales.
+constexpr std::int64_t kv_token_bytes(DType dtype, std::int64_t head_dim) {
+  const std::int64_t num_scales = (head_dim + kKeyScaleGroup - 1) / kKeyScaleGroup + 1;
+  return 2 * head_dim * size_of(dtype) + (dtype == DType::kInt8 ? num_scales * std::int64_t{sizeof(float)} : 0);
+}
+
+// The KV cache of one layer: num_blocks blocks, each of num_kv_heads pieces of K, then as many of V: block_size rows
+// of head_dim elements. A piece is contiguous, its scales included; the order inside it belongs to the backend
+// (cpu/kv_layout.h), nobody else looks.
 struct KvCacheView {
   void* data = nullptr;
   std::int32_t num_blocks = 0;
@@ -44,7 +54,7 @@ struct KvCacheView {
   DType dtype = DType::kFloat32;
 
   std::int64_t piece_elements() const { return std::int64_t{block_size} * head_dim; }
-  std::int64_t block_bytes() const { return 2 * num_kv_heads * piece_elements() * size_of(dtype); }
+  std::int64_t block_bytes() const { return std::int64_t{num_kv_heads} * block_size * kv_token_bytes(dtype, head_dim); }
 };
 
 // out[t] = scale * table[token_ids[t]]

@@ -3,8 +3,8 @@
 // FlashAttention, arXiv 2205.14135) over tiles of 64 absolute key positions, chunks of 1024 merged in ascending order
 // (init, merge, normalise as in FlashInfer's state). The tree is fixed by positions alone, so a row's result does not
 // depend on the batch, on how its prompt was chunked, on the block size or on how many threads share the context. A
-// score is one fma chain over head_dim; an output one chain over the keys of a tile. Keys past a row's range score
-// -infinity; values outside the tile's range are never read.
+// score is one fma chain over head_dim (of int8, over each group of components with a scale); an output one chain over
+// the keys of a tile. Keys past a row's range score -infinity; values outside the tile's range are never read.
 #include "cpu/isa/attention_tiles.h"
 #include "cpu/isa/attention_walk.h"
 #include "cpu/isa/kernels.h"
@@ -46,6 +46,20 @@ PAGED_INLINE void score_pair_step(const BFloat16* const (&keys)[kScoreVectors], 
   }
 }
 
+// Sums over the components from d on -> scores; those of the next group with a scale of its own go on top.
+template <typename C, int kRows>
+PAGED_INLINE void keep_scores(const Walk& walk, int first, int row, int d, const F32 (&acc)[kRows][kScoreVectors]) {
+  for (int v = 0; v < kScoreVectors; ++v) {
+    F32 scale = set1(walk.tile.op->scale);
+    if constexpr (kScaled<C>)
+      scale = scale * load(walk.s.key_scales + d / kKeyScaleGroup * kKeyTile + (first + v) * 16);
+    for (int r = 0; r < kRows; ++r) {
+      float* p = walk.s.p + (row + r) * kKeyTile + (first + v) * 16;
+      store(p, d == 0 ? acc[r][v] * scale : fma(acc[r][v], scale, load(p)));
+    }
+  }
+}
+
 // Rows of q by kScoreVectors vectors of keys, from vector `first` of the tile on.
 template <typename C, int kRows>
 PAGED_INLINE void score_vectors(const Walk& walk, const KeyVectors<C>& keys, int first, int row, Ahead<C>& values) {
@@ -53,24 +67,24 @@ PAGED_INLINE void score_vectors(const Walk& walk, const KeyVectors<C>& keys, int
   constexpr int kLines = lines_of(sizeof(C) * kGroup * kScoreVectors);
   const std::int64_t q_stride = walk.head_stride, key_stride = keys.stride;
   const float* q = walk.s.q + row * q_stride;
-  const float* const end = q + walk.head_dim;
   const C* at[kScoreVectors];
-  F32 acc[kRows][kScoreVectors];
-  for (int v = 0; v < kScoreVectors; ++v) {
-    at[v] = keys.at[first + v];
-    for (int r = 0; r < kRows; ++r) acc[r][v] = zero();
-  }
-  for (; q < end; q += kGroup) {
-    values.fetch_lines(kLines);
-    if constexpr (kGroup == 2)
-      score_pair_step<kRows>(at, q, q_stride, acc);
-    else
-      score_step<C, kRows>(at, q, q_stride, acc);
-    for (int v = 0; v < kScoreVectors; ++v) at[v] += key_stride;
-  }
-  for (int r = 0; r < kRows; ++r)
+  for (int v = 0; v < kScoreVectors; ++v) at[v] = keys.at[first + v];
+  const int span = kScaled<C> ? kKeyScaleGroup : walk.head_dim;
+  for (int d = 0; d < walk.head_dim; d += span) {
+    const float* const end = q + smaller(span, walk.head_dim - d);
+    F32 acc[kRows][kScoreVectors];
     for (int v = 0; v < kScoreVectors; ++v)
-      store(walk.s.p + (row + r) * kKeyTile + (first + v) * 16, acc[r][v] * set1(walk.tile.op->scale));
+      for (int r = 0; r < kRows; ++r) acc[r][v] = zero();
+    for (; q < end; q += kGroup) {
+      values.fetch_lines(kLines);
+      if constexpr (kGroup == 2)
+        score_pair_step<kRows>(at, q, q_stride, acc);
+      else
+        score_step<C, kRows>(at, q, q_stride, acc);
+      for (int v = 0; v < kScoreVectors; ++v) at[v] += key_stride;
+    }
+    keep_scores<C, kRows>(walk, first, row, d, acc);
+  }
 }
 
 template <typename C, int kRows>
@@ -83,7 +97,9 @@ void score_rows(const Walk& walk, const KeyVectors<C>& keys, int row, Ahead<C>& 
 
 // ---- softmax
 
-// Scores of row r -> exponentials; updates the row's max, sum and the factor its accumulators are scaled by.
+// Scores of row r -> exponentials, times the values' scales where they have any; updates the row's max, sum and the
+// factor its accumulators are scaled by.
+template <typename C>
 void softmax_row(const Walk& walk, int row, int tile_begin) {
   AttentionScratch& s = walk.s;
   float* p = s.p + row * kKeyTile;
@@ -105,7 +121,7 @@ void softmax_row(const Walk& walk, int row, int tile_begin) {
   const float new_max = tile_max > s.max[row] ? tile_max : s.max[row];
   for (int i = 0; i < kKeyTile / 16; ++i) {
     v[i] = exp(v[i] - set1(new_max));
-    store(p + 16 * i, v[i]);
+    store(p + 16 * i, kScaled<C> ? v[i] * load(s.value_scales + 16 * i) : v[i]);
   }
   s.scale[row] = s.max[row] == new_max ? 1.0f : exp_scalar(s.max[row] - new_max);
   s.sum[row] = s.sum[row] * s.scale[row] + reduce_add((v[0] + v[1]) + (v[2] + v[3]));
@@ -175,23 +191,26 @@ void visit_keys(const Walk& walk, Range range, Range next) {
   const int tile_begin = range.begin / kKeyTile * kKeyTile;
   const KeyVectors<C> keys = key_vectors<C>(walk, tile_begin, range);
   find_values<C>(walk, tile_begin, range, s.values);
+  find_scales<C>(walk, tile_begin, range);
   Ahead<C> values(walk, range, 1), next_keys(walk, next, 0);
   for (int row = 0; row < walk.num_rows; row += kAttentionRows)
     score_some<C, kAttentionRows>(walk, keys, row, smaller(kAttentionRows, walk.num_rows - row), values);
-  for (int row = 0; row < walk.num_rows; ++row) softmax_row(walk, row, tile_begin);
+  for (int row = 0; row < walk.num_rows; ++row) softmax_row<C>(walk, row, tile_begin);
   const Range in_tile{range.begin - tile_begin, range.end - tile_begin};
   for (int row = 0; row < walk.num_rows; row += kAttentionRows)
     value_some<C, kAttentionRows>(walk, row, smaller(kAttentionRows, walk.num_rows - row), in_tile, next_keys);
 }
 
 // The same by tiles.
-[[maybe_unused]] void visit_keys_tiled(const Walk& walk, Range range, Range next) {
+template <typename C>
+void visit_keys_tiled(const Walk& walk, Range range, Range next) {
   const int tile_begin = range.begin / kKeyTile * kKeyTile;
-  const KeyVectors<BFloat16> keys = key_vectors<BFloat16>(walk, tile_begin, range);
-  find_values<BFloat16>(walk, tile_begin, range, walk.s.values);
-  score_tiles(walk, keys);
-  for (int row = 0; row < walk.num_rows; ++row) softmax_row_tiled(walk, row, tile_begin);
-  pair_values(walk, {range.begin - tile_begin, range.end - tile_begin}, next);
+  const KeyVectors<C> keys = key_vectors<C>(walk, tile_begin, range);
+  find_values<C>(walk, tile_begin, range, walk.s.values);
+  find_scales<C>(walk, tile_begin, range);
+  score_tiles(walk, tiled_keys(walk, keys));
+  for (int row = 0; row < walk.num_rows; ++row) softmax_row_tiled<C>(walk, row, tile_begin);
+  pair_values<C>(walk, {range.begin - tile_begin, range.end - tile_begin}, next);
   value_tiles(walk);
 }
 
@@ -272,8 +291,8 @@ void end_chunk(const Walk& walk, int chunk) {
 
 template <typename C>
 void visit(const Walk& walk, Range range, Range next) {
-  if constexpr (kHasTiles) {
-    if (tiles_take(*walk.tile.op)) return visit_keys_tiled(walk, range, next);
+  if constexpr (kHasTiles && kTilesRead<C>) {
+    if (tiles_take(*walk.tile.op)) return visit_keys_tiled<C>(walk, range, next);
   }
   visit_keys<C>(walk, range, next);
 }
@@ -288,7 +307,7 @@ void walk_chunk(const Walk& walk, int chunk) {
   const bool tiled = tiles_take(*walk.tile.op);
   if constexpr (kHasTiles)
     if (tiled) begin_sums(walk);
-  with_type(walk.tile.op->cache.dtype, [&](auto tag) {
+  with_cache_type(walk.tile.op->cache.dtype, [&](auto tag) {
     Range range = clip(keys, keys.begin / kKeyTile * kKeyTile);
     while (range.begin < range.end) {
       const int next_tile = (range.begin / kKeyTile + 1) * kKeyTile;

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// The two products of a tile of keys by AMX, where queries and cache are bfloat16: keys lie as an instruction reads
-// them, of values two keys are put side by side. The exponentials are rounded to bfloat16 for the second product, not
-// for their sum, as in FlashAttention. Whether tiles are used depends on the op alone: a row's bits do not.
+// The two products of a tile of keys by AMX, where queries are bfloat16 and the cache bfloat16 or int8: bfloat16 keys
+// lie as an instruction reads them, of values two keys are put side by side. Keys of int8 are rounded to bfloat16;
+// codes of values are as they are, for their scales are in the exponentials. The exponentials are rounded to bfloat16
+// for the second product, not for their sum, as in FlashAttention. Whether tiles are used depends on the op alone: a
+// row's bits do not.
 #pragma once
 
 #include "cpu/isa/attention_walk.h"
@@ -10,9 +12,17 @@
 
 namespace paged::cpu::PAGED_ISA_NAMESPACE {
 
+// Caches whose elements tiles can multiply.
+template <typename C>
+inline constexpr bool kTilesRead = false;
+template <>
+inline constexpr bool kTilesRead<BFloat16> = true;
+template <>
+inline constexpr bool kTilesRead<std::int8_t> = true;
+
 PAGED_INLINE bool tiles_take(const AttentionParams& op) {
-  return kHasTiles && op.q.dtype == DType::kBFloat16 && op.cache.dtype == DType::kBFloat16 &&
-         op.cache.head_dim % kTileK == 0;
+  return kHasTiles && op.q.dtype == DType::kBFloat16 && op.cache.head_dim % kTileK == 0 &&
+         (op.cache.dtype == DType::kBFloat16 || op.cache.dtype == DType::kInt8);
 }
 
 // Rows past the last one are computed too, from whatever is there, and nobody looks at them.
@@ -45,8 +55,26 @@ PAGED_INLINE void score_tiles(const Walk& walk, const KeyVectors<BFloat16>& keys
   }
 }
 
-// Scores of row r -> exponentials in bfloat16; updates the row's max, sum and the factor its accumulators are scaled
-// by. Exponentials need no more digits than bfloat16 leaves of them.
+// The keys as score_tiles reads them: those of int8 in scratch, two components of a head side by side.
+PAGED_INLINE KeyVectors<BFloat16> tiled_keys(const Walk&, const KeyVectors<BFloat16>& keys) { return keys; }
+PAGED_INLINE KeyVectors<BFloat16> tiled_keys(const Walk& walk, const KeyVectors<std::int8_t>& keys) {
+  // Codes that were gathered lie in s.keys; pairs of values come after the scores.
+  KeyVectors<BFloat16> out;
+  out.stride = 2 * kKeyTile;
+  for (int i = 0; i < kKeyTile / 16; ++i) {
+    BFloat16* to = walk.s.pairs + 2 * 16 * i;
+    out.at[i] = to;
+    for (int d = 0; d < walk.head_dim; d += 2, to += out.stride) {
+      const F32 scale = load(walk.s.key_scales + d / kKeyScaleGroup * kKeyTile + 16 * i);
+      interleave_scaled(keys.at[i] + d * keys.stride, keys.at[i] + (d + 1) * keys.stride, scale, to);
+    }
+  }
+  return out;
+}
+
+// Scores of row r -> exponentials in bfloat16, times the values' scales where they have any; updates the row's max, sum
+// and the factor its accumulators are scaled by. Exponentials need no more digits than bfloat16 leaves of them.
+template <typename C>
 PAGED_INLINE void softmax_row_tiled(const Walk& walk, int row, int tile_begin) {
   constexpr float kLog2E = 1.44269504f;
   AttentionScratch& s = walk.s;
@@ -72,7 +100,7 @@ PAGED_INLINE void softmax_row_tiled(const Walk& walk, int row, int tile_begin) {
   const float new_max = tile_max > s.max[row] ? tile_max : s.max[row];
   for (int i = 0; i < kKeyTile / 16; ++i) {
     v[i] = exp2_of_weights(fma(v[i], set1(scale * kLog2E), set1(-new_max * kLog2E)));
-    store_rounded(rounded + 16 * i, v[i]);
+    store_rounded(rounded + 16 * i, kScaled<C> ? v[i] * load(s.value_scales + 16 * i) : v[i]);
   }
   const F32 sum = (v[0] + v[1]) + (v[2] + v[3]);
   s.scale[row] = s.max[row] == new_max ? 1.0f : exp_scalar(s.max[row] - new_max);
@@ -90,16 +118,17 @@ PAGED_INLINE void end_sums(const Walk& walk) {
 
 // Values outside the range count as zero: what lies there may not be numbers. Meanwhile the keys and values of the
 // range `next` are asked for.
+template <typename C>
 PAGED_INLINE void pair_values(const Walk& walk, Range in_tile, Range next) {
-  const int lines = walk.head_dim / 16;  // of two keys or values; head_dim is a multiple of 32
-  Ahead<BFloat16> next_keys(walk, next, 0), next_values(walk, next, 1);
-  const auto* zeros = walk.s.zeros;
+  const int lines = walk.head_dim / 16;  // of two keys or values in bfloat16; head_dim is a multiple of 32
+  Ahead<C> next_keys(walk, next, 0), next_values(walk, next, 1);
   const auto value = [&](int key) {
-    return key < in_tile.begin || key >= in_tile.end ? zeros : reinterpret_cast<const BFloat16*>(walk.s.values[key]);
+    const bool outside = key < in_tile.begin || key >= in_tile.end;
+    return reinterpret_cast<const C*>(outside ? walk.s.zeros : walk.s.values[key]);
   };
   for (int key = 0; key < kKeyTile; key += 2) {
-    const BFloat16* even = value(key);
-    const BFloat16* odd = value(key + 1);
+    const C* even = value(key);
+    const C* odd = value(key + 1);
     BFloat16* to = walk.s.pairs + key * walk.head_dim;
     next_keys.fetch_lines(lines);
     next_values.fetch_lines(lines);

@@ -18,12 +18,14 @@ struct AttentionScratch {
   float max[kMaxQueryRows], sum[kMaxQueryRows], scale[kMaxQueryRows];
   float total_max[kMaxQueryRows], total_sum[kMaxQueryRows];
   const std::byte* values[kKeyTile];
+  // Of an int8 cache: of each group of components, and of values.
+  alignas(64) float key_scales[kMaxHeadDim / kKeyScaleGroup * kKeyTile], value_scales[kKeyTile];
   // For attention_tiles.h: exponentials in bfloat16, sixteen parts of each row's sum, the values of two keys side by
   // side, and a value of zeros.
   alignas(64) BFloat16 rounded[kMaxQueryRows * kKeyTile];
   alignas(64) float partial_sums[kMaxQueryRows * 16];
   alignas(64) BFloat16 pairs[kKeyTile * kMaxHeadDim];
-  alignas(64) BFloat16 zeros[kMaxHeadDim];
+  alignas(64) std::byte zeros[kMaxHeadDim * sizeof(BFloat16)];
 };
 static_assert(sizeof(AttentionScratch) <= 512 * 1024);
 
@@ -69,11 +71,13 @@ struct KeyVectors {
 };
 
 template <typename C>
-PAGED_INLINE const C* piece_of(const Walk& walk, int key, int is_value) {
+PAGED_INLINE std::byte* piece_of(const Walk& walk, int key, int is_value) {
   const KvCacheView& cache = walk.tile.op->cache;
-  const std::int64_t block = walk.block_table[key / cache.block_size];
-  return static_cast<const C*>(cache.data) + piece_offset(block, is_value, walk.tile.kv_head, cache.num_kv_heads,
-                                                          std::int64_t{cache.block_size} * cache.head_dim);
+  return piece_at<C>(cache, walk.block_table[key / cache.block_size], is_value, walk.tile.kv_head);
+}
+template <typename C>
+PAGED_INLINE const C* elements_at(const Walk& walk, int key, int is_value) {
+  return elements_of<C>(walk.tile.op->cache, piece_of<C>(walk, key, is_value), is_value);
 }
 
 // Blocks of fewer than 16 keys: lays the tile's keys of `range` side by side in scratch.
@@ -82,7 +86,7 @@ void gather_keys(const Walk& walk, int tile_begin, Range range) {
   const int block_size = walk.tile.op->cache.block_size;
   C* to = reinterpret_cast<C*>(walk.s.keys);
   for (int key = range.begin; key < range.end; ++key) {
-    const C* piece = piece_of<C>(walk, key, 0);
+    const C* piece = elements_at<C>(walk, key, 0);
     for (int d = 0; d < walk.head_dim; ++d)
       to[key_offset<C>(key - tile_begin, d, kKeyTile)] = piece[key_offset<C>(key % block_size, d, block_size)];
   }
@@ -94,10 +98,40 @@ void find_values(const Walk& walk, int tile_begin, Range range, const std::byte*
   const int block_size = walk.tile.op->cache.block_size;
   for (int key = range.begin; key < range.end;) {
     const int in_block = key & (block_size - 1);
-    const C* value = piece_of<C>(walk, key, 1) + std::int64_t{in_block} * walk.head_dim;
+    const C* value = elements_at<C>(walk, key, 1) + std::int64_t{in_block} * walk.head_dim;
     const int end = smaller(range.end, key - in_block + block_size);
     for (; key < end; ++key, value += walk.head_dim)
       values[key - tile_begin] = reinterpret_cast<const std::byte*>(value);
+  }
+}
+
+// Scales of the tile's keys (is_value 0), kKeyTile for each group of components, or of its values. Those outside of
+// `range` are 0: their weights are none.
+template <typename C>
+PAGED_INLINE void gather_scales(const Walk& walk, int tile_begin, Range range, int is_value, float* scales) {
+  const int block_size = walk.tile.op->cache.block_size, count = num_scales<C>(is_value, walk.head_dim);
+  for (int i = 0; i < kKeyTile; i += 16) {
+    const int key = tile_begin + i;
+    const bool copied = block_size >= 16 && key < range.end && key + 16 > range.begin;
+    const auto* from = !copied ? nullptr : reinterpret_cast<const float*>(piece_of<C>(walk, key, is_value));
+    for (int group = 0; group < count; ++group) {
+      F32 lanes = zero();
+      if (copied) lanes = load(from + group * block_size + key % block_size);
+      store(scales + group * kKeyTile + i, keep_lanes(lanes, range.begin - key, range.end - key, 0.0f));
+    }
+  }
+  if (block_size >= 16) return;
+  for (int key = range.begin; key < range.end; ++key)
+    for (int group = 0; group < count; ++group)
+      scales[group * kKeyTile + key - tile_begin] =
+          load_scale(piece_of<C>(walk, key, is_value), group * block_size + key % block_size);
+}
+
+template <typename C>
+PAGED_INLINE void find_scales(const Walk& walk, int tile_begin, Range range) {
+  if constexpr (kScaled<C>) {
+    gather_scales<C>(walk, tile_begin, range, 0, walk.s.key_scales);
+    gather_scales<C>(walk, tile_begin, range, 1, walk.s.value_scales);
   }
 }
 
@@ -127,8 +161,8 @@ class Ahead {
  private:
   PAGED_INLINE void next_piece() {
     const KvCacheView& cache = walk_->tile.op->cache;
-    line_ = reinterpret_cast<const std::byte*>(piece_of<C>(*walk_, key_, is_value_));
-    piece_end_ = line_ + (std::int64_t{cache.block_size} * cache.head_dim * std::int64_t{sizeof(C)} + 63) / 64 * 64;
+    line_ = piece_of<C>(*walk_, key_, is_value_);
+    piece_end_ = line_ + (cache.block_size * row_bytes<C>(is_value_, cache.head_dim) + 63) / 64 * 64;
     key_ += cache.block_size;
   }
 
@@ -154,7 +188,7 @@ KeyVectors<C> key_vectors(const Walk& walk, int tile_begin, Range range) {
     if (block_size < 16)
       out.at[i] = reinterpret_cast<const C*>(walk.s.keys) + kGroup * (key - tile_begin);
     else
-      out.at[i] = piece_of<C>(walk, key, 0) + kGroup * (key % block_size);
+      out.at[i] = elements_at<C>(walk, key, 0) + kGroup * (key % block_size);
   }
   return out;
 }

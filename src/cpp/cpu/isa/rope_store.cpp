@@ -48,17 +48,56 @@ void store_value(const T* value, C* piece, int slot, int head_dim) {
   for_lanes(head_dim, [&](std::int64_t i, int n) { store_lanes(to + i, load_lanes(value + i, n), n); });
 }
 
+// `count` elements as codes in [-127, 127], rounded to nearest even; returns their scale: NaN if a NaN or an infinity
+// is among them. `codes` has room for count rounded up to 16. The same bits on every instruction set.
+template <typename T>
+float quantise_part(const T* x, int count, std::int8_t* codes) {
+  constexpr float kSmallest = 1e-30f;  // whose reciprocal is far from infinity; less counts as zero
+  F32 magnitude = zero(), not_finite = zero();
+  for_lanes(count, [&](std::int64_t i, int n) {
+    const F32 lanes = load_lanes(x + i, n);
+    magnitude = max(magnitude, max(lanes, zero() - lanes));
+    not_finite = not_finite + (lanes - lanes);  // max may lose a NaN
+  });
+  const float largest = reduce_max(magnitude) + reduce_add(not_finite);
+  if (!(largest >= kSmallest)) {
+    __builtin_memset(codes, 0, static_cast<unsigned>(count));
+    return largest < kSmallest ? 0.0f : largest;
+  }
+  const F32 inverse = set1(127.0f / largest);
+  for_lanes(count,
+            [&](std::int64_t i, int n) { store_bytes(codes + i, round_to_int(load_lanes(x + i, n) * inverse)); });
+  return largest * (1.0f / 127.0f);
+}
+
+template <typename T, typename C>
+void store_head(const KvCacheView& cache, int slot, const T* row, std::byte* piece, bool is_value) {
+  C* to = elements_of<C>(cache, piece, is_value);
+  if constexpr (kScaled<C>) {
+    alignas(64) std::int8_t codes[kMaxHeadDim];
+    const int part = is_value ? cache.head_dim : kKeyScaleGroup;
+    for (int d = 0; d < cache.head_dim; d += part) {
+      const int count = part < cache.head_dim - d ? part : cache.head_dim - d;
+      store_scale(piece, d / part * cache.block_size + slot, quantise_part(row + d, count, codes + d));
+    }
+    for (int d = 0; d < cache.head_dim; ++d)
+      to[is_value ? std::int64_t{slot} * cache.head_dim + d : key_offset<C>(slot, d, cache.block_size)] = codes[d];
+  } else if (is_value) {
+    store_value(row, to, slot, cache.head_dim);
+  } else {
+    store_key(row, to, slot, cache.head_dim, cache.block_size);
+  }
+}
+
 // Stores row `row` of v and the keys of `key_of_head(head)`.
 template <typename T, typename C, typename KeyOfHead>
 void store_row(const KvCacheView& cache, std::int32_t slot, const T* values, KeyOfHead key_of_head) {
-  const std::int64_t piece = std::int64_t{cache.block_size} * cache.head_dim;
   const int in_block = slot % cache.block_size;
-  C* data = static_cast<C*>(cache.data);
+  const std::int64_t block = slot / cache.block_size;
   for (int head = 0; head < cache.num_kv_heads; ++head) {
-    C* keys = data + piece_offset(slot / cache.block_size, 0, head, cache.num_kv_heads, piece);
-    C* vals = data + piece_offset(slot / cache.block_size, 1, head, cache.num_kv_heads, piece);
-    store_key(key_of_head(head), keys, in_block, cache.head_dim, cache.block_size);
-    store_value(values + std::int64_t{head} * cache.head_dim, vals, in_block, cache.head_dim);
+    store_head<T, C>(cache, in_block, key_of_head(head), piece_at<C>(cache, block, 0, head), false);
+    store_head<T, C>(cache, in_block, values + std::int64_t{head} * cache.head_dim, piece_at<C>(cache, block, 1, head),
+                     true);
   }
 }
 
@@ -75,7 +114,7 @@ void rope(const RopeParams& op, std::int64_t row_begin, std::int64_t row_end) {
 
 void store_kv(const StoreKvParams& op, std::int64_t row_begin, std::int64_t row_end) {
   with_type(op.k.dtype, [&](auto tag) {
-    with_type(op.cache.dtype, [&](auto cache_tag) {
+    with_cache_type(op.cache.dtype, [&](auto cache_tag) {
       using T = decltype(tag);
       for (std::int64_t row = row_begin; row < row_end; ++row) {
         if (op.slot_mapping[row] < 0) continue;
@@ -90,7 +129,7 @@ void store_kv(const StoreKvParams& op, std::int64_t row_begin, std::int64_t row_
 void rope_store_kv(const RopeStoreKvParams& op, std::int64_t row_begin, std::int64_t row_end) {
   rope(op.q, row_begin, row_end);
   with_type(op.k.x.dtype, [&](auto tag) {
-    with_type(op.cache.dtype, [&](auto cache_tag) {
+    with_cache_type(op.cache.dtype, [&](auto cache_tag) {
       using T = decltype(tag);
       for (std::int64_t row = row_begin; row < row_end; ++row) {
         if (op.slot_mapping[row] < 0) continue;

@@ -12,14 +12,24 @@ PAGED_INLINE T* row_of(const MatrixView& view, std::int64_t row) {
   return static_cast<T*>(view.data) + row * view.row_stride;
 }
 
-// Calls body(T{}) with the type of dtype.
+// Calls body(T{}) with the type of dtype, which is a float's.
 template <typename Body>
 PAGED_INLINE void with_type(DType dtype, Body body) {
   switch (dtype) {
     case DType::kFloat32: body(float{}); return;
     case DType::kBFloat16: body(BFloat16{}); return;
     case DType::kFloat16: body(Float16{}); return;
+    case DType::kInt8: return;  // no MatrixView has it
   }
+}
+
+// The same with the type of a cache's elements.
+template <typename Body>
+PAGED_INLINE void with_cache_type(DType dtype, Body body) {
+  if (dtype == DType::kInt8)
+    body(std::int8_t{});
+  else
+    with_type(dtype, body);
 }
 
 // Calls body(i, n) for every run of 16 elements of [0, count): n is 16, or less for the last run.

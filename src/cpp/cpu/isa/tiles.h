@@ -63,6 +63,18 @@ PAGED_INLINE void interleave(const BFloat16* a, const BFloat16* b, void* to) {
   };
   _mm512_store_si512(to, _mm512_or_si512(words(a), _mm512_slli_epi32(words(b), 16)));
 }
+// The same of codes, which bfloat16 has exactly.
+PAGED_INLINE void interleave(const std::int8_t* a, const std::int8_t* b, void* to) {
+  const __m512i odd = _mm512_castps_si512(load(b).v), even = _mm512_castps_si512(load(a).v);
+  _mm512_store_si512(to, _mm512_mask_blend_epi16(0xaaaaaaaau, _mm512_srli_epi32(even, 16), odd));
+}
+// The same of codes times a scale for each lane, rounded to nearest even.
+PAGED_INLINE void interleave_scaled(const std::int8_t* a, const std::int8_t* b, F32 scale, void* to) {
+  const auto words = [&](const std::int8_t* p) {
+    return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((load(p) * scale).v));
+  };
+  _mm512_store_si512(to, _mm512_or_si512(words(a), _mm512_slli_epi32(words(b), 16)));
+}
 // 2^x for x <= 1, relative error below 3e-6; what is below 2^-126 is somewhere below. NaN stays NaN.
 PAGED_INLINE F32 exp2_of_weights(F32 x) {
   const __m512 bounded = _mm512_max_ps(_mm512_set1_ps(-127.0f), x.v);
@@ -94,6 +106,8 @@ void store_tile(void* to, std::int64_t stride_bytes);
 template <int kC, int kA, int kB>
 void multiply_pairs_onto();
 void interleave(const BFloat16* a, const BFloat16* b, void* to);
+void interleave(const std::int8_t* a, const std::int8_t* b, void* to);
+void interleave_scaled(const std::int8_t* a, const std::int8_t* b, F32 scale, void* to);
 F32 exp2_of_weights(F32 x);
 void store_rounded(BFloat16* to, F32 x);
 

@@ -121,9 +121,15 @@ PAGED_INLINE void store(Float16* p, F32 x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x.lo, kRound));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8), _mm256_cvtps_ph(x.hi, kRound));
 }
-PAGED_INLINE F32 load(const std::int8_t* p) {
-  const __m128i x = load_half(p);
-  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(x, 8)))};
+PAGED_INLINE __m256 widen_codes(const std::int8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+PAGED_INLINE F32 load(const std::int8_t* p) { return {widen_codes(p), widen_codes(p + 8)}; }
+// What lies in [-128, 127].
+PAGED_INLINE void store_bytes(std::int8_t* p, I32 x) {
+  const __m256i shorts = _mm256_permute4x64_epi64(_mm256_packs_epi32(x.lo, x.hi), 0xd8);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                   _mm_packs_epi16(_mm256_castsi256_si128(shorts), _mm256_extracti128_si256(shorts, 1)));
 }
 
 PAGED_INLINE float reduce_add(F32 x) {

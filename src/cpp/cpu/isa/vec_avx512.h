@@ -108,8 +108,16 @@ PAGED_INLINE F32 load_first(const Float16* p, int n) {
 }
 PAGED_INLINE void store(Float16* p, F32 x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_f16(x)); }
 PAGED_INLINE void store_first(Float16* p, F32 x, int n) { _mm256_mask_storeu_epi16(p, first_lanes(n), narrow_f16(x)); }
+PAGED_INLINE F32 widen_codes(__m128i x) { return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(x))}; }
 PAGED_INLINE F32 load(const std::int8_t* p) {
-  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+  return widen_codes(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+// What lies in [-128, 127].
+PAGED_INLINE void store_bytes(std::int8_t* p, I32 x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(x.v));
+}
+PAGED_INLINE F32 load_first(const std::int8_t* p, int n) {
+  return widen_codes(_mm_maskz_loadu_epi8(first_lanes(n), p));
 }
 
 PAGED_INLINE __m256 high_half(__m512 x) { return _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(x), 1)); }

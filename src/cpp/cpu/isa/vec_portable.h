@@ -152,6 +152,10 @@ PAGED_INLINE F32 load(const std::int8_t* p) {
   return each_quarter<F32>(
       [&](int i) { return Float4{float(p[4 * i]), float(p[4 * i + 1]), float(p[4 * i + 2]), float(p[4 * i + 3])}; });
 }
+// What lies in [-128, 127].
+PAGED_INLINE void store_bytes(std::int8_t* p, I32 x) {
+  for (int i = 0; i < 16; ++i) p[i] = static_cast<std::int8_t>(x.q[i / 4][i % 4]);
+}
 
 PAGED_INLINE float reduce_add(F32 x) {
   const Float4 four = (x.q[0] + x.q[2]) + (x.q[1] + x.q[3]);
