@@ -308,7 +308,7 @@ def engine_calls(model: Model) -> dict[str, Call]:
         "session_eta": (_C.session_eta, session | {"seconds": 1.0}),
         "session_rewind": (_C.session_rewind, session | {"num_tokens": 0, "num_again": 0}),
         "session_pin": (_C.session_pin, session | {"seconds": 1.0, "num_blocks": 3}),
-        "session_demote": (_C.session_demote, session),
+        "session_demote": (_C.session_demote, session | {"tier": "host"}),
         "session_prefetch": (_C.session_prefetch, session),
         "session_report": (_C.session_report, session),
         "session_tokens": (_C.session_tokens, session),
