@@ -20,6 +20,7 @@ SWEEP = {
     "resume_ttft_p95": "first token on resume, p95 (s)",
     "worst_slowdown": "worst slowdown of a job (x)",
 }
+_LIMITS = ("bound", "clairvoyant", "endless")  # drawn dashed
 SHIFT = {
     "hazard": "true", "hazard_no_hints": "none", "hazard_blind": "unannounced", "hazard_x10": "x 10",
     "hazard_div10": "/ 10", "hazard_shuffled": "shuffled",
@@ -58,6 +59,14 @@ def _save(path: Path, plot: Callable[[], Any]) -> Path:
     return path
 
 
+def _with_legend(figure: Any, axes: Any) -> Any:
+    """Below the axes, one for all of them."""
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncol=4, bbox_to_anchor=(0.5, -0.14), frameon=False)
+    figure.tight_layout()
+    return figure
+
+
 def _sweep(values: dict[tuple[str, str, str], float], rhos: list[float]) -> Any:
     import matplotlib.pyplot as plt
 
@@ -67,7 +76,7 @@ def _sweep(values: dict[tuple[str, str, str], float], rhos: list[float]) -> Any:
             points = [(rho, values[key]) for rho in rhos if (key := (f"rho={rho:g}", engine, metric)) in values]
             if points:
                 axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label, color=colour,
-                          linestyle="--" if engine in ("bound", "clairvoyant") else "-")  # fmt: skip
+                          linestyle="--" if engine in _LIMITS else "-")  # fmt: skip
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
         axis.set_xticks(rhos, [f"{rho:g}" for rho in rhos])
@@ -75,10 +84,7 @@ def _sweep(values: dict[tuple[str, str, str], float], rhos: list[float]) -> Any:
         axis.set_xlabel("rho = live contexts / pool")
         axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.3)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncol=4, bbox_to_anchor=(0.5, -0.14), frameon=False)
-    figure.tight_layout()
-    return figure
+    return _with_legend(figure, axes)
 
 
 def _hosts(values: dict[tuple[str, str, str], float]) -> dict[str, str]:
@@ -102,16 +108,13 @@ def _tiers(values: dict[tuple[str, str, str], float]) -> Any:
                       values and (engine != "endless" or metric != "bytes_from_host")]  # fmt: skip
             if points:
                 axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label, color=colour,
-                          linestyle="--" if engine in ("bound", "clairvoyant", "endless") else "-")  # fmt: skip
+                          linestyle="--" if engine in _LIMITS else "-")  # fmt: skip
         axis.set_xticks(range(len(hosts)), list(hosts))
         axis.set_ylim(bottom=0)
         axis.set_xlabel("host tier / live contexts, rho = 2")
         axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.3)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncol=4, bbox_to_anchor=(0.5, -0.14), frameon=False)
-    figure.tight_layout()
-    return figure
+    return _with_legend(figure, axes)
 
 
 def _cases(values: dict[tuple[str, str, str], float], cases: list[str]) -> Any:

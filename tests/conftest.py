@@ -51,3 +51,16 @@ def llm(request: pytest.FixtureRequest, folder: Path) -> Iterator[paged.LLM]:
     """The module's `folder` on every device of this build."""
     with open_llm(folder, request.param) as llm:
         yield llm
+
+
+@pytest.fixture(scope="module", params=[device for device in DEVICES if device != "torch"])
+def device(request: pytest.FixtureRequest) -> str:
+    """Each device of this build whose blocks the core moves."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def oracle(folder: Path, device: str) -> Iterator[paged.LLM]:
+    """The module's `folder` on `device`, where nothing is kept."""
+    with open_llm(folder, device, block_size=16, enable_prefix_caching=False) as llm:
+        yield llm

@@ -5,47 +5,23 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import resource
 import signal
 import stat
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import paged
-from backends import DEVICES, open_llm, until
-
-GREEDY = paged.SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
-POOL = 24  # blocks of 16 tokens
+from backends import open_llm, until
+from tiers import GREEDY, ids, tiered
 
 
-@pytest.fixture(scope="module", params=[device for device in DEVICES if device != "torch"])
-def device(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(scope="module")
-def oracle(folder: Path, device: str) -> Iterator[paged.LLM]:
-    with open_llm(folder, device, block_size=16, enable_prefix_caching=False) as llm:
-        yield llm
-
-
-def tiered(folder: Path, device: str, path: Path, host_blocks: int, disk_blocks: int) -> paged.LLM:
-    with open_llm(folder, device, block_size=16) as llm:
-        block = llm._bytes_per_block
-    return open_llm(
-        folder, device, block_size=16, kv_cache_bytes=POOL * block, host_cache=host_blocks * block,
-        disk_cache=disk_blocks * block, disk_cache_path=path, max_model_len=180,
-    )  # fmt: skip
-
-
-def ids(seed: int, count: int) -> list[int]:
-    return random.Random(seed).choices(range(3, 300), k=count)
+def with_disk(folder: Path, device: str, path: Path, host_blocks: int, disk_blocks: int) -> paged.LLM:
+    return tiered(folder, device, host_blocks, disk_blocks=disk_blocks, disk_cache_path=path)
 
 
 def open_files(folder: Path) -> list[Path]:
@@ -79,7 +55,7 @@ def others(llm: paged.LLM) -> None:
 def test_demoted_evicted_and_resumed(
     folder: Path, device: str, oracle: paged.LLM, tmp_path: Path, host_blocks: int
 ) -> None:  # fmt: skip
-    with tiered(folder, device, tmp_path, host_blocks, 200) as llm, llm.session() as session:
+    with with_disk(folder, device, tmp_path, host_blocks, 200) as llm, llm.session() as session:
         session.generate(ids(1, 90), GREEDY)
         tokens = session.token_ids
         resident = demote_whole(session)
@@ -96,7 +72,7 @@ def test_demoted_evicted_and_resumed(
 
 
 def test_prefetched_from_the_disk(folder: Path, device: str, oracle: paged.LLM, tmp_path: Path) -> None:
-    with tiered(folder, device, tmp_path, 0, 200) as llm, llm.session() as session:
+    with with_disk(folder, device, tmp_path, 0, 200) as llm, llm.session() as session:
         session.generate(ids(1, 90), GREEDY)
         tokens, resident = session.token_ids, demote_whole(session)
         others(llm)
@@ -113,7 +89,7 @@ def test_three_tiers_that_thrash_never_change_an_answer(
 ) -> None:  # fmt: skip
     prompts = [ids(seed, 100) for seed in range(8)]  # 56 blocks
     expected = [completion.token_ids for completion in oracle.generate(prompts, GREEDY, use_tqdm=False)]
-    with tiered(folder, device, tmp_path, host_blocks, disk_blocks) as llm:
+    with with_disk(folder, device, tmp_path, host_blocks, disk_blocks) as llm:
         num_cached = 0
         for turn in range(4):
             for prompt, tokens in zip(prompts, expected, strict=True):
@@ -133,7 +109,7 @@ def test_three_tiers_that_thrash_never_change_an_answer(
 def test_what_the_disk_does_not_give_back_is_computed(
     folder: Path, device: str, oracle: paged.LLM, tmp_path: Path, damage: str
 ) -> None:  # fmt: skip
-    with tiered(folder, device, tmp_path, 0, 200) as llm, llm.session() as session:
+    with with_disk(folder, device, tmp_path, 0, 200) as llm, llm.session() as session:
         session.generate(ids(1, 90), GREEDY)
         tokens, _ = session.token_ids, demote_whole(session)
         others(llm)
@@ -158,7 +134,7 @@ def test_a_disk_that_is_full(folder: Path, device: str, oracle: paged.LLM, tmp_p
     with pytest.raises(ValueError, match=r"disk_cache: no room for .* disk_cache_path"):
         open_llm(folder, device, disk_cache=1 << 44, disk_cache_path=tmp_path)
     assert open_files(tmp_path) == [] and list(tmp_path.iterdir()) == []
-    with tiered(folder, device, tmp_path, 0, 200) as llm, llm.session() as session:
+    with with_disk(folder, device, tmp_path, 0, 200) as llm, llm.session() as session:
         session.generate(ids(1, 90), GREEDY)
         tokens = session.token_ids
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -177,7 +153,7 @@ def test_a_disk_that_is_full(folder: Path, device: str, oracle: paged.LLM, tmp_p
 
 
 def test_the_file_is_private_and_goes(folder: Path, device: str, tmp_path: Path) -> None:
-    llm = tiered(folder, device, tmp_path, 4, 200)
+    llm = with_disk(folder, device, tmp_path, 4, 200)
     assert list(tmp_path.iterdir()) == [], "it has no name"
     (file,) = open_files(tmp_path)
     status = file.stat()
@@ -239,5 +215,5 @@ def test_from_an_event_loop(folder: Path, device: str, oracle: paged.LLM, tmp_pa
             assert answer.token_ids == oracle.generate(tokens + ids(9, 4), GREEDY).token_ids
 
     (tmp_path / "disk").mkdir()
-    with tiered(folder, device, tmp_path / "disk", 20, 40) as llm:
+    with with_disk(folder, device, tmp_path / "disk", 20, 40) as llm:
         asyncio.run(work(llm))

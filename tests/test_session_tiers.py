@@ -5,39 +5,13 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import paged
-from backends import DEVICES, open_llm, until
-
-GREEDY = paged.SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
-POOL = 24  # blocks of 4 tokens
-
-
-@pytest.fixture(scope="module", params=[device for device in DEVICES if device != "torch"])
-def device(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(scope="module")
-def oracle(folder: Path, device: str) -> Iterator[paged.LLM]:
-    with open_llm(folder, device, block_size=16, enable_prefix_caching=False) as llm:
-        yield llm
-
-
-def tiered(folder: Path, device: str, host_blocks: int = 200, pool: int = POOL) -> paged.LLM:
-    with open_llm(folder, device, block_size=16) as llm:
-        block = llm._bytes_per_block
-    return open_llm(
-        folder, device, block_size=16, kv_cache_bytes=pool * block, host_cache=host_blocks * block, max_model_len=180
-    )  # fmt: skip
-
-
-def ids(seed: int, count: int) -> list[int]:
-    return random.Random(seed).choices(range(3, 300), k=count)
+from backends import open_llm, until
+from tiers import GREEDY, ids, tiered
 
 
 def test_demoted_evicted_and_resumed(folder: Path, device: str, oracle: paged.LLM) -> None:

@@ -16,12 +16,22 @@
 #include <utility>
 #include <vector>
 
-#include "core/types.h"
+#include "core/scheduler.h"
 #include "exec/executor.h"
 
 namespace paged::test {
 
 inline constexpr std::int32_t kFakeVocab = 61;
+
+inline SchedulerConfig small_config() {
+  SchedulerConfig config;
+  config.num_blocks = 24;
+  config.block_size = 4;
+  config.max_num_sequences = 8;
+  config.max_num_batched_tokens = 16;
+  config.max_model_len = 64;
+  return config;
+}
 
 inline TokenId fake_next_token(std::span<const TokenId> tokens) {
   std::uint64_t hash = 1469598103934665603ull;

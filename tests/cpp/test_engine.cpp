@@ -19,6 +19,7 @@ namespace {
 
 using test::fake_completion;
 using test::FakeModel;
+using test::small_config;
 
 constexpr std::chrono::milliseconds kLong(60000);
 
@@ -28,16 +29,6 @@ constexpr std::chrono::milliseconds kLong(60000);
   TEST(name##_with_one_step_in_flight) { name(1); }   \
   TEST(name##_with_two_steps_in_flight) { name(2); }  \
   static void name(std::int32_t max_steps_in_flight)
-
-SchedulerConfig small_config() {
-  SchedulerConfig config;
-  config.num_blocks = 24;
-  config.block_size = 4;
-  config.max_num_sequences = 8;
-  config.max_num_batched_tokens = 16;
-  config.max_model_len = 64;
-  return config;
-}
 
 struct Fixture {
   explicit Fixture(std::int32_t max_steps_in_flight, TokenId poison_token = -1, TokenId fatal_token = -1) {

@@ -28,12 +28,7 @@ constexpr std::chrono::milliseconds kLong(60000);
 
 struct Fixture {
   explicit Fixture(std::int32_t num_host_blocks, std::int32_t num_disk_blocks, std::int32_t max_steps_in_flight = 1) {
-    SchedulerConfig config;
-    config.num_blocks = 24;
-    config.block_size = 4;
-    config.max_num_sequences = 8;
-    config.max_num_batched_tokens = 16;
-    config.max_model_len = 64;
+    SchedulerConfig config = test::small_config();
     config.num_host_blocks = num_host_blocks;
     config.num_disk_blocks = num_disk_blocks;
     auto fake = std::make_unique<FakeModel>(config.num_blocks, config.block_size, max_steps_in_flight);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 
+#include "base/divide_up.h"
 #include "cpu/cpu_ops.h"
 #include "cpu/kernel_table.h"
 
@@ -11,21 +12,19 @@ namespace {
 // items enough, and the workspace stays small.
 constexpr int kMaxSplitTokens = 8;
 
-std::int32_t ceil_divide(std::int32_t a, std::int32_t b) { return (a + b - 1) / b; }
-
 // How the query heads of one kv head and the queries of one sequence are cut into tiles.
 struct Cut {
   std::int32_t heads_per_tile;
   std::int32_t head_tiles;
   std::int32_t queries_per_tile;
 
-  std::int32_t query_tiles(std::int32_t query_len) const { return ceil_divide(query_len, queries_per_tile); }
+  std::int32_t query_tiles(std::int32_t query_len) const { return divide_up(query_len, queries_per_tile); }
 };
 
 Cut cut_of(const AttentionParams& params) {
   const std::int32_t group = params.num_heads / params.cache.num_kv_heads;
-  const std::int32_t head_tiles = ceil_divide(group, kMaxQueryRows);
-  const std::int32_t heads = ceil_divide(group, head_tiles);
+  const std::int32_t head_tiles = divide_up(group, kMaxQueryRows);
+  const std::int32_t heads = divide_up(group, head_tiles);
   return {heads, head_tiles, std::max(1, kMaxQueryRows / heads)};
 }
 
@@ -52,7 +51,7 @@ Plan plan_of(const AttentionParams& params, int num_threads) {
   const BatchView& batch = *params.batch;
   for (std::int32_t s = 0; s < batch.num_sequences; ++s) {
     plan.items += plan.cut.query_tiles(batch.query_len(s));
-    plan.longest_chunks = std::max(plan.longest_chunks, ceil_divide(batch.seq_lens[s], kKeyChunk));
+    plan.longest_chunks = std::max(plan.longest_chunks, divide_up(batch.seq_lens[s], kKeyChunk));
   }
   plan.items *= std::int64_t{params.cache.num_kv_heads} * plan.cut.head_tiles;
   plan.split =
@@ -120,7 +119,7 @@ void attention(ThreadPool& threads, const AttentionParams& params) {
 
 std::int64_t attention_workspace_bytes(int max_tokens, int num_heads, int head_dim, int max_seq_len) {
   const std::int64_t states =
-      std::int64_t{std::min(max_tokens, kMaxSplitTokens)} * num_heads * ceil_divide(max_seq_len, kKeyChunk);
+      std::int64_t{std::min(max_tokens, kMaxSplitTokens)} * num_heads * divide_up(max_seq_len, kKeyChunk);
   return states * partial_floats(head_dim) * static_cast<std::int64_t>(sizeof(float));
 }
 

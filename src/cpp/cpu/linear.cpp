@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "base/divide_up.h"
 #include "cpu/cpu_ops.h"
 #include "cpu/kernel_table.h"
 #include "cpu/packed_matrix.h"
@@ -21,8 +22,6 @@ struct Partition {
   std::int64_t panels_per_group;
   const QuantisedRows* codes;
 };
-
-std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 const PackedMatrix& packed(const LinearParams& params, int part) {
   return static_cast<const PackedMatrix&>(*params.parts[part]);
