@@ -229,14 +229,17 @@ std::int32_t BlockManager::prefetch(OwnerSlot owner, SessionId session, ContentI
   const auto begin = static_cast<std::size_t>(owners_.path_size(owner) * config_.block_size);
   bool on_its_way = false;
   std::vector<ContentId> contents = loadable(parent, tokens.subspan(std::min(begin, tokens.size())), on_its_way);
+  if (on_its_way) return 0;
   Sequence taker;
   taker.owner = owner;
   taker.session = session;
+  const std::vector<BlockId> path = path_to(previous);
+  for (const BlockId block : path) retain(block);  // the transfer will, and they are not free then
   const std::int32_t most = std::min(num_free_blocks_for(taker) - num_held_free_, num_free_blocks() / 2) - num_moving_;
-  const auto count = std::min<std::ptrdiff_t>(std::ssize(contents), std::max(0, most));
-  if (on_its_way || count == 0) return 0;
-  load(taker, previous, std::span(contents).first(static_cast<std::size_t>(count)), true);
-  return static_cast<std::int32_t>(count);
+  contents.resize(std::min(contents.size(), static_cast<std::size_t>(std::max(0, most))));
+  if (!contents.empty()) load(taker, previous, contents, true);
+  for (auto block = path.rbegin(); block != path.rend(); ++block) release(*block, true);
+  return static_cast<std::int32_t>(contents.size());
 }
 
 void BlockManager::cancel_prefetch(SessionId session) {
