@@ -63,7 +63,7 @@ ENGINES = {
 }
 TIER_ENGINES = ["lru", "hazard", "hazard_no_hints", "hazard_shuffled", "clairvoyant"]
 QUICK_ENGINES = ["lru", "lru_session_order", "ttl", "hazard", "hazard_no_hints", "hazard_shuffled", "clairvoyant"]
-QUICK_CASES = ["rho=0.8", "rho=2", "rho=2,constant_1s_tools", "rho=2,host=1"]
+QUICK_CASES = ["rho=0.8", "rho=2", "rho=2,constant_1s_tools", "rho=2,host=1", "rho=2,host=0.5,disk=4"]
 STAGGER = 60.0  # seconds over which the first agents begin
 # An 8B model on an H100, about: 20,000 prompt tokens a second, 1.3 ns for a pair of them, 5 ms to read the weights,
 # 3 TB/s for 128 KiB of context a token. A scaled token stands for SCALE, so each decode step stands for as many.
@@ -80,6 +80,10 @@ BYTES_PER_TOKEN = 131_072 * SCALE
 LINK = 50e9
 SLOW_LINK = 5e9  # as if eight devices shared it, or memory was copied by the CPU
 LINK_LATENCY = 20e-6
+# Bytes a second, read and written: a solid state drive on PCIe 4.0, and a network's or an old one.
+DISK = (6e9, 3e9)
+SLOW_DISK = (0.5e9, 0.5e9)
+DISK_LATENCY = 100e-6
 
 
 @dataclass(frozen=True)
@@ -88,8 +92,10 @@ class Case:
     rho: float
     shape: Shape
     num_slots: int
-    host: float = 0.0  # the tier's size, of the live contexts'
+    host: float = 0.0  # the tiers' sizes, of the live contexts'
+    disk: float = 0.0
     link: float = LINK  # bytes a second
+    disk_speed: tuple[float, float] = DISK
     burst_every: float = 0.0  # seconds; see ReplayConfig
 
 
@@ -105,6 +111,11 @@ def cases(quick: bool) -> list[Case]:
         *(Case(f"rho=2,host={host:g}", 2.0, shape, slots, host=host) for host in (0.5, 1.0, 4.0)),
         Case("rho=2,host=1,slow_link", 2.0, shape, slots, host=1.0, link=SLOW_LINK),
         Case("rho=8,host=1", 8.0, shape, slots, host=1.0),
+        Case("rho=2,disk=4", 2.0, shape, slots, disk=4.0),
+        Case("rho=2,disk=4,slow_disk", 2.0, shape, slots, disk=4.0, disk_speed=SLOW_DISK),
+        Case("rho=2,host=0.5,disk=4", 2.0, shape, slots, host=0.5, disk=4.0),
+        Case("rho=2,host=0.5,disk=4,slow_disk", 2.0, shape, slots, host=0.5, disk=4.0, disk_speed=SLOW_DISK),
+        Case("rho=8,host=1,disk=4", 8.0, shape, slots, host=1.0, disk=4.0),
         Case("rho=0.25,8_agents", 0.25, replace(shape, num_agents=32), 8),
         Case("rho=0.5,16_agents", 0.5, replace(shape, num_agents=48), 16),
         Case("rho=2,16_agents", 2.0, replace(shape, num_agents=48), 16),
@@ -116,7 +127,9 @@ def cases(quick: bool) -> list[Case]:
     return result
 
 
-def run(agents: list[Agent], engine: Engine, num_blocks: int, case: Case, num_host_blocks: int = 0) -> _C.ReplayResult:
+def run(
+    agents: list[Agent], engine: Engine, num_blocks: int, case: Case, num_host_blocks: int = 0, num_disk_blocks: int = 0
+) -> _C.ReplayResult:
     told = agent_workload.with_guesses(agents, engine.guesses)
     config = _C.ReplayConfig()
     config.num_blocks, config.block_size = num_blocks, BLOCK_SIZE
@@ -132,8 +145,11 @@ def run(agents: list[Agent], engine: Engine, num_blocks: int, case: Case, num_ho
         per_decoded_context_token=DEVICE.per_decoded_context_token,
     )
     config.burst_every = case.burst_every
-    config.num_host_blocks = num_host_blocks
-    config.set_link(per_transfer=LINK_LATENCY, per_block=BLOCK_SIZE * BYTES_PER_TOKEN / case.link)
+    config.num_host_blocks, config.num_disk_blocks = num_host_blocks, num_disk_blocks
+    block_bytes = BLOCK_SIZE * BYTES_PER_TOKEN
+    config.set_link(per_transfer=LINK_LATENCY, per_block=block_bytes / case.link)
+    read, written = (block_bytes / speed for speed in case.disk_speed)
+    config.set_disk(per_transfer=DISK_LATENCY, per_block_read=read, per_block_written=written)
     shapes = [[a.is_root, a.prefix, a.num_prefix_tokens, len(a.turns)] for a in told]
     turns = [[t.keep, t.append, t.output, t.gap, t.guess, t.tool, t.spawn] for a in told for t in a.turns]
     return _C.replay(
@@ -147,6 +163,7 @@ def run(agents: list[Agent], engine: Engine, num_blocks: int, case: Case, num_ho
 
 def metrics(result: _C.ReplayResult) -> dict[str, tuple[float, str]]:
     jobs, resumes = result.job_seconds, result.resume_seconds
+    block_bytes = BLOCK_SIZE * BYTES_PER_TOKEN
     return {
         "mean_job_time": (float(jobs.mean()), "s"),
         "job_time_p50": (float(np.percentile(jobs, 50)), "s"),
@@ -159,9 +176,12 @@ def metrics(result: _C.ReplayResult) -> dict[str, tuple[float, str]]:
         "evicted_when_expired": (result.num_expired_tokens * SCALE / 1e6, "Mtok"),
         "slowdown_p95": (float(np.percentile(jobs / result.least_seconds, 95)), "x"),
         "worst_slowdown": (float((jobs / result.least_seconds).max()), "x"),
-        "bytes_to_host": (result.num_stored_blocks * BLOCK_SIZE * BYTES_PER_TOKEN / 1e9, "GB"),
-        "bytes_from_host": (result.num_loaded_blocks * BLOCK_SIZE * BYTES_PER_TOKEN / 1e9, "GB"),
+        "bytes_to_host": (result.num_stored_blocks * block_bytes / 1e9, "GB"),
+        "bytes_from_host": (result.num_loaded_blocks * block_bytes / 1e9, "GB"),
+        "bytes_to_disk": (result.num_blocks_to_disk * block_bytes / 1e9, "GB"),
+        "bytes_from_disk": (result.num_blocks_from_disk * block_bytes / 1e9, "GB"),
         "link_utilization": (result.link_busy_seconds / result.seconds, "share"),
+        "disk_utilization": (result.disk_busy_seconds / result.seconds, "share"),
         "makespan": (result.seconds, "s"),
         "utilization": (result.busy_seconds / result.seconds, "share"),
     }
@@ -194,12 +214,12 @@ def _values_of_seed(case: Case, engines: list[str], seed: int) -> Iterator[tuple
     endless = run(agents, ENGINES["lru"], 4_000_000 // BLOCK_SIZE, case)
     largest = case.shape.max_tokens // BLOCK_SIZE + 2
     num_blocks = max(largest, round(endless.mean_live_tokens / case.rho / BLOCK_SIZE))
-    num_host_blocks = round(endless.mean_live_tokens * case.host / BLOCK_SIZE)
+    tiers = [round(endless.mean_live_tokens * size / BLOCK_SIZE) for size in (case.host, case.disk)]
     for name in engines:
-        result = run(agents, ENGINES[name], num_blocks, case, num_host_blocks)
+        result = run(agents, ENGINES[name], num_blocks, case, *tiers)
         yield from ((name, metric, value, unit) for metric, (value, unit) in metrics(result).items())
     yield from (("endless", metric, value, unit) for metric, (value, unit) in metrics(endless).items())
-    pool, below = num_blocks * BLOCK_SIZE, num_host_blocks * BLOCK_SIZE
+    pool, below = num_blocks * BLOCK_SIZE, sum(tiers) * BLOCK_SIZE
     limits = agent_limits.least_times(agents, DEVICE, pool, case.num_slots, STAGGER, below)
     yield from (("bound", m, value, "s") for m, value in zip(("mean_job_time", "makespan"), limits, strict=True))
 
@@ -237,7 +257,8 @@ def _gaps(case: Case, samples: Samples) -> Iterator[Record]:
 
 def text_table(records: list[Record]) -> str:
     shown = ("mean_job_time", "job_time_p95", "resume_ttft_p50", "resume_ttft_p95", "prefill_amplification",
-             "worst_slowdown", "bytes_to_host", "bytes_from_host", "mean_job_time_of_lru_max",
+             "worst_slowdown", "bytes_to_host", "bytes_from_host", "bytes_to_disk", "bytes_from_disk",
+             "mean_job_time_of_lru_max",
              "resume_ttft_p95_of_lru_max",
              "gap_closed", "bound_gap_closed")  # fmt: skip
     values = {(r.case, r.engine, r.metric): r.value for r in records}
@@ -300,7 +321,8 @@ def _measured(arguments: argparse.Namespace) -> Iterator[Record]:
     names = arguments.cases or (QUICK_CASES if arguments.quick else None)
     for case in cases(arguments.quick):
         if names is None or case.name in names:
-            chosen = [name for name in engines if arguments.engines or not case.host or name in TIER_ENGINES]
+            has_tiers = case.host + case.disk > 0
+            chosen = [name for name in engines if arguments.engines or not has_tiers or name in TIER_ENGINES]
             yield from measure(case, chosen, arguments.seeds or (1 if arguments.quick else 5))
 
 

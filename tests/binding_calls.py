@@ -268,6 +268,9 @@ def program_calls() -> dict[str, Call]:
             "base": 1.0, "per_token": 0.1, "per_token_pair": 0.0, "decode_base": 1.0, "per_decoded_context_token": 0.0,
         }),
         "ReplayConfig.set_link": (replay_config().set_link, {"per_transfer": 0.001, "per_block": 0.001}),
+        "ReplayConfig.set_disk": (
+            replay_config().set_disk, {"per_transfer": 0.001, "per_block_read": 0.001, "per_block_written": 0.001}
+        ),
         **{name: (operator.attrgetter(name)(_C), {}) for name in NOT_CONSTRUCTIBLE},
     }  # fmt: skip
     for name in settable(_C.ReplayConfig):

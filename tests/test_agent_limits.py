@@ -51,8 +51,9 @@ def test_no_policy_is_below_the_limit(rho: float, seed: int) -> None:
     mean, makespan = agent_limits.least_times(
         agents, bench_agents.DEVICE, num_blocks * 4, 6, bench_agents.STAGGER, below=num_blocks * 4
     )
+    tiers = [num_blocks // 2] * 2
     for name in bench_agents.TIER_ENGINES:
-        result = bench_agents.run(agents, bench_agents.ENGINES[name], num_blocks, case, num_blocks)
+        result = bench_agents.run(agents, bench_agents.ENGINES[name], num_blocks, case, *tiers)
         assert mean <= result.job_seconds.mean(), name
         assert makespan <= result.seconds, name
     jobs = agent_limits.jobs_of(agents, bench_agents.DEVICE, num_blocks * 4)

@@ -66,6 +66,28 @@ TEST(a_context_that_comes_back_from_the_host) {
   CHECK_EQ(again.num_stored_blocks, 0);
 }
 
+// The same with a disk of other speeds for both ways, each copy of which goes over the link as well.
+TEST(a_context_that_comes_back_from_the_disk) {
+  std::vector<ReplayAgent> agents(2);
+  agents[0].turns = {{-1, 40, 1, 100.0, -1.0, 0, -1}, {-1, 4, 1, 0.0, -1.0, 0, -1}};
+  agents[1].turns = {{-1, 56, 1, 0.0, -1.0, 0, -1}};
+  ReplayConfig with = config("lru");
+  with.num_blocks = 16;
+  with.num_slots = 2;
+  with.stagger = 40.0;
+  with.num_disk_blocks = 16;
+  with.link = {0.5, 0.0625};
+  with.disk = {2.0, 0.03125, 0.125};
+  const ReplayResult result = replay(agents, with);
+  CHECK_EQ(result.num_prefill_tokens, 40 + 56 + 5);
+  CHECK(result.num_blocks_from_disk > 0 && result.num_blocks_to_disk >= result.num_blocks_from_disk);
+  CHECK_EQ(result.num_stored_blocks + result.num_loaded_blocks, 0);
+  const double load = 2.5 + 0.09375 * static_cast<double>(result.num_blocks_from_disk);
+  const double store = 2.5 + 0.1875 * 2;
+  CHECK(std::abs(result.resume_seconds[0] - (store + load + 0.5 + 0.5)) < 1e-9, result.resume_seconds[0], " ", load);
+  CHECK(result.disk_busy_seconds > 4.0 && result.link_busy_seconds > 1.0);
+}
+
 TEST(a_replay_repeats_itself) {
   std::vector<ReplayAgent> agents(6);
   for (std::size_t i = 0; i < agents.size(); ++i)
@@ -80,7 +102,9 @@ TEST(a_replay_repeats_itself) {
     once.num_slots = again.num_slots = 4;
     once.num_blocks = again.num_blocks = 60;
     once.num_host_blocks = again.num_host_blocks = 40;
+    once.num_disk_blocks = again.num_disk_blocks = 100;
     once.link = again.link = {0.1, 0.1};
+    once.disk = again.disk = {0.2, 0.2, 0.4};
     const ReplayResult first = replay(agents, once);
     CHECK(first.job_seconds == replay(agents, again).job_seconds);
     for (const double seconds : first.job_seconds) CHECK(seconds > 0.0, "an agent has not ended");
@@ -112,6 +136,9 @@ TEST(traces_that_cannot_be_are_refused) {
   }
   ReplayConfig backwards = config("lru");
   backwards.link.per_block = -1.0;
+  CHECK(refused(agents, backwards));
+  backwards = config("lru");
+  backwards.disk.per_block_written = -1.0;
   CHECK(refused(agents, backwards));
   ReplayConfig endless = config("lru");
   endless.device.base = std::nan("");

@@ -77,6 +77,7 @@ void bind_replay(py::module_& module) {
       .def_readwrite("tells_tools", &ReplayConfig::tells_tools)
       .def_readwrite("burst_every", &ReplayConfig::burst_every)
       .def_readwrite("num_host_blocks", &ReplayConfig::num_host_blocks)
+      .def_readwrite("num_disk_blocks", &ReplayConfig::num_disk_blocks)
       .def(
           "set_device",
           [](ReplayConfig& self, double base, double per_token, double per_token_pair, double decode_base,
@@ -88,7 +89,13 @@ void bind_replay(py::module_& module) {
       .def(
           "set_link",
           [](ReplayConfig& self, double per_transfer, double per_block) { self.link = {per_transfer, per_block}; },
-          py::kw_only(), py::arg("per_transfer"), py::arg("per_block"));
+          py::kw_only(), py::arg("per_transfer"), py::arg("per_block"))
+      .def(
+          "set_disk",
+          [](ReplayConfig& self, double per_transfer, double per_block_read, double per_block_written) {
+            self.disk = {per_transfer, per_block_read, per_block_written};
+          },
+          py::kw_only(), py::arg("per_transfer"), py::arg("per_block_read"), py::arg("per_block_written"));
   py::class_<ReplayResult>(module, "ReplayResult")
       .def_property_readonly("job_seconds", [](const ReplayResult& self) { return array_of(self.job_seconds); })
       .def_property_readonly("least_seconds", [](const ReplayResult& self) { return array_of(self.least_seconds); })
@@ -100,7 +107,10 @@ void bind_replay(py::module_& module) {
       .def_readonly("num_preemptions", &ReplayResult::num_preemptions)
       .def_readonly("num_stored_blocks", &ReplayResult::num_stored_blocks)
       .def_readonly("num_loaded_blocks", &ReplayResult::num_loaded_blocks)
+      .def_readonly("num_blocks_to_disk", &ReplayResult::num_blocks_to_disk)
+      .def_readonly("num_blocks_from_disk", &ReplayResult::num_blocks_from_disk)
       .def_readonly("link_busy_seconds", &ReplayResult::link_busy_seconds)
+      .def_readonly("disk_busy_seconds", &ReplayResult::disk_busy_seconds)
       .def_readonly("seconds", &ReplayResult::seconds)
       .def_readonly("busy_seconds", &ReplayResult::busy_seconds)
       .def_readonly("mean_live_tokens", &ReplayResult::mean_live_tokens);

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
-#include <limits>
 #include <queue>
 #include <set>
 #include <unordered_map>
@@ -14,6 +13,7 @@
 #include "core/policies.h"
 #include "core/scheduler.h"
 #include "sim/baseline_policies.h"
+#include "sim/modelled_mover.h"
 
 namespace paged {
 namespace {
@@ -24,39 +24,13 @@ TokenId token_of(std::uint64_t writer, std::uint64_t position) {
   return static_cast<TokenId>((x >> 33) & 0x3FFFFFFF);
 }
 
-// Transfers end in the order in which they began.
-class Link {
- public:
-  explicit Link(const ReplayLink& speed) : speed_(speed) {}
-
-  void start(const BlockTransfer& transfer, double now) {
-    const double seconds = speed_.per_transfer + speed_.per_block * static_cast<double>(transfer.copies.size());
-    busy_until_ = std::max(busy_until_, now) + seconds;
-    busy_seconds_ += seconds;
-    moving_.emplace(busy_until_, transfer.id);
-  }
-  double next_end() const { return moving_.empty() ? std::numeric_limits<double>::infinity() : moving_.front().first; }
-  TransferId take_ended() {
-    const TransferId id = moving_.front().second;
-    moving_.pop();
-    return id;
-  }
-  double busy_seconds() const { return busy_seconds_; }
-
- private:
-  ReplayLink speed_;
-  std::queue<std::pair<double, TransferId>> moving_;  // when it ends
-  double busy_until_ = 0.0;
-  double busy_seconds_ = 0.0;
-};
-
 class Replay {
  public:
   Replay(const std::vector<ReplayAgent>& agents, const ReplayConfig& config)
       : agents_(agents),
         config_(config),
         scheduler_(scheduler_config(config)),
-        link_(config.link),
+        mover_(config.link, config.disk),
         states_(agents.size()) {
     scheduler_.set_step_cost(config.device.prefill);
     result_.job_seconds.resize(agents.size());
@@ -83,7 +57,10 @@ class Replay {
     result_.num_preemptions = scheduler_.num_preemptions();
     result_.num_stored_blocks = scheduler_.blocks().traffic(Tier::kHost).num_stored;
     result_.num_loaded_blocks = scheduler_.blocks().traffic(Tier::kHost).num_loaded;
-    result_.link_busy_seconds = link_.busy_seconds();
+    result_.num_blocks_to_disk = scheduler_.blocks().traffic(Tier::kDisk).num_stored;
+    result_.num_blocks_from_disk = scheduler_.blocks().traffic(Tier::kDisk).num_loaded;
+    result_.link_busy_seconds = mover_.link_seconds();
+    result_.disk_busy_seconds = mover_.disk_seconds();
     return std::move(result_);
   }
 
@@ -111,6 +88,7 @@ class Replay {
     result.max_model_len = config.max_model_len;
     result.max_wait_steps = config.max_wait_steps;
     result.num_host_blocks = config.num_host_blocks;
+    result.num_disk_blocks = config.num_disk_blocks;
     result.policy = config.policy;
     return result;
   }
@@ -124,17 +102,17 @@ class Replay {
     }
     now_ = until;
     scheduler_.set_now(now_);
-    while (link_.next_end() <= now_) scheduler_.finish_transfer(link_.take_ended());
+    while (mover_.next_end() <= now_) scheduler_.finish_transfer(mover_.take_ended());
     start_transfers();
   }
 
   void start_transfers() {
-    for (const BlockTransfer& transfer : scheduler_.take_transfers()) link_.start(transfer, now_);
+    for (BlockTransfer& transfer : scheduler_.take_transfers()) mover_.start(std::move(transfer), now_);
   }
 
   // Until a transfer has ended or the next turn comes.
   void idle() {
-    double until = link_.next_end();
+    double until = mover_.next_end();
     if (!due_.empty()) until = std::min(until, due_.top().first);
     if (now_ < until) advance(until);
   }
@@ -290,7 +268,7 @@ class Replay {
   const std::vector<ReplayAgent>& agents_;
   const ReplayConfig& config_;
   Scheduler scheduler_;
-  Link link_;
+  ModelledMover mover_;
   std::vector<State> states_;
   std::vector<std::size_t> roots_;
   std::size_t next_root_ = 0;
@@ -328,6 +306,10 @@ void check_config(const ReplayConfig& config) {
   PAGED_CHECK(config.num_host_blocks >= 0, "num_host_blocks must be at least 0, got ", config.num_host_blocks);
   check_seconds(config.link.per_transfer, "per_transfer");
   check_seconds(config.link.per_block, "per_block");
+  PAGED_CHECK(config.num_disk_blocks >= 0, "num_disk_blocks must be at least 0, got ", config.num_disk_blocks);
+  check_seconds(config.disk.per_transfer, "per_transfer");
+  check_seconds(config.disk.per_block_read, "per_block_read");
+  check_seconds(config.disk.per_block_written, "per_block_written");
 }
 
 // Tokens after the turn, which begins with `length` of them.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Agents replayed against the real scheduler, block manager, tiers and policies on a virtual clock: only the device and
-// the link to the host's memory are models, which say how long a step and a transfer take. Hours of agents take
-// seconds; the same trace gives the same numbers.
+// Agents replayed against the real scheduler, block manager, tiers and policies on a virtual clock: only the device,
+// the link to the host's memory and the disk are models, which say how long a step and a transfer take. Hours of agents
+// take seconds; the same trace gives the same numbers.
 #pragma once
 
 #include <cstdint>
@@ -21,10 +21,16 @@ struct ReplayDevice {
   double per_decoded_context_token = 0.0;
 };
 
-// Moves blocks between the device and the host, one transfer after the other, whichever way they go.
+// Between the device and the host, and on the way to a disk and from it. One transfer after the other.
 struct ReplayLink {
   double per_transfer = 0.0;
   double per_block = 0.0;
+};
+
+struct ReplayDisk {
+  double per_transfer = 0.0;
+  double per_block_read = 0.0;
+  double per_block_written = 0.0;
 };
 
 struct ReplayTurn {
@@ -57,9 +63,11 @@ struct ReplayConfig {
   bool tells_tools = true;     // false: pauses are not announced
   double burst_every = 0.0;    // seconds: gaps of 1 s and more end together, at its multiples; 0: each for itself
   std::int32_t num_host_blocks = 0;
+  std::int32_t num_disk_blocks = 0;
   std::shared_ptr<Policy> policy = nullptr;
   ReplayDevice device = {};
   ReplayLink link = {};
+  ReplayDisk disk = {};
 };
 
 struct ReplayResult {
@@ -72,10 +80,13 @@ struct ReplayResult {
   std::int64_t num_expired_tokens = 0;  // and from those that were not
   std::int64_t num_preemptions = 0;
   std::int64_t num_stored_blocks = 0;  // copied to the host
-  std::int64_t num_loaded_blocks = 0;  // and back
-  double seconds = 0.0;                // on the virtual clock
+  std::int64_t num_loaded_blocks = 0;  // and from there to the device
+  std::int64_t num_blocks_to_disk = 0;
+  std::int64_t num_blocks_from_disk = 0;
+  double seconds = 0.0;  // on the virtual clock
   double busy_seconds = 0.0;
   double link_busy_seconds = 0.0;
+  double disk_busy_seconds = 0.0;
   double mean_live_tokens = 0.0;  // own ones of agents that have begun and not ended, while half the slots are taken
 };
 
