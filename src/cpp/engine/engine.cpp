@@ -156,7 +156,9 @@ void Engine::loop() noexcept {
       if (!in_flight_.empty()) finish_step();
       start_transfers();
       publish_stats();
+      parts_.mark(StepPart::kStatistics);
       announce_ended();
+      parts_.mark(StepPart::kDeliver);
     }
   } catch (const std::exception& error) {
     failure = error.what();
@@ -188,6 +190,7 @@ bool Engine::receive() {
     if (closing_) return false;
     std::swap(received_, inbox_);
   }
+  parts_.begin(trace_.active());
   stalled_ = false;
   tell_time();
   for (Message& message : received_) {
@@ -203,6 +206,7 @@ bool Engine::receive() {
       end(message.ended, message.reason);
   }
   received_.clear();
+  parts_.mark(StepPart::kReceive);
   return true;
 }
 
@@ -254,15 +258,19 @@ void Engine::start_followers(Live& live) {
 bool Engine::launch_step() {
   if (live_.empty()) return false;
   const StepPlan& plan = scheduler_->schedule();
+  parts_.mark(StepPart::kSchedule);
   stalled_ = plan.sequences.empty();
   if (stalled_) return false;
   const StepBatch& batch = scheduler_->build_batch(plan);
+  parts_.mark(StepPart::kBuild);
   InFlight step{&plan, Request::Clock::now(), batch.num_decodes};
   write_sampling_rows(plan, step);
+  parts_.mark(StepPart::kSampling);
   const StepExtras extras = extras_.view();
   executor_->launch({view_of(batch), batch.changed_table_entries, plan.block_copies.sources,
                      plan.block_copies.destinations, sampling_rows_, step.has_extras ? &extras : nullptr});
   in_flight_.push_back(std::move(step));
+  parts_.mark(StepPart::kLaunch);
   return true;
 }
 
@@ -305,9 +313,11 @@ void Engine::leave_row(SequenceId id, const Live& live) {
 
 void Engine::finish_step() {
   std::span<const TokenId> sampled = executor_->wait();
+  parts_.mark(StepPart::kWait);
   InFlight step = std::move(in_flight_.front());
   in_flight_.pop_front();
   account(step);
+  parts_.mark(StepPart::kStatistics);
   if (!step.exports.empty()) {
     sampled_.assign(sampled.begin(), sampled.end());
     for (const InFlight::Export& each : step.exports) sampled_[static_cast<std::size_t>(each.logits_row)] = kTokenLater;
@@ -316,9 +326,11 @@ void Engine::finish_step() {
   events_.clear();
   delivered_at_ = last_finish_;
   scheduler_->commit(*step.plan, sampled, events_);
+  parts_.mark(StepPart::kCommit);
   stalled_ = false;
   deliver_events(step);
   ask_about_exports(step);
+  parts_.mark(StepPart::kDeliver);
   ++num_steps_;
 }
 

@@ -231,6 +231,7 @@ class Engine {
   Request::Clock::time_point delivered_at_{};  // of all tokens of a step: reading the clock for each costs more
   StepHistogram step_seconds_;
   StepTrace trace_;
+  PartClock parts_;  // runs while the trace does
 
   mutable std::mutex mutex_;  // guards what follows
   Condition wake_;

@@ -27,6 +27,7 @@ void Engine::account(const InFlight& step) {
     record.num_sequences = static_cast<std::int32_t>(std::ssize(step.plan->sequences));
     record.num_waiting = scheduler_->num_waiting();
     record.num_free_blocks = scheduler_->num_free_blocks();
+    record.part_seconds = parts_.take();
     trace_.add_step(record, std::max(step.launched, last_finish_), now);
   }
   last_finish_ = now;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// How long steps take and how many tokens come of them. Written by the engine thread.
+// How long steps take, what of, and how many tokens come of them. Written by the engine thread.
 #pragma once
 
 #include <algorithm>
@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 
 namespace paged {
 
@@ -26,6 +27,44 @@ struct StepHistogram {
     ++counts[index];
     total_seconds += seconds;
   }
+};
+
+// What the engine thread does for a step. kWait is the device's time, kStatistics what stats() and a trace show.
+enum class StepPart : std::uint8_t {
+  kReceive,
+  kSchedule,
+  kBuild,
+  kSampling,
+  kLaunch,
+  kWait,
+  kCommit,
+  kDeliver,
+  kStatistics
+};
+using PartSeconds = std::array<float, 9>;
+
+// Adds up where the time of a step's thread goes: it is told what has just been done.
+class PartClock {
+ public:
+  using Clock = std::chrono::steady_clock;
+
+  // Off, a mark costs a branch.
+  void begin(bool on) {
+    on_ = on;
+    if (on_) last_ = Clock::now();
+  }
+  void mark(StepPart part) {
+    if (!on_) return;
+    const auto now = Clock::now();
+    seconds_[static_cast<std::size_t>(part)] += std::chrono::duration<float>(now - last_).count();
+    last_ = now;
+  }
+  PartSeconds take() { return std::exchange(seconds_, {}); }
+
+ private:
+  bool on_ = false;
+  Clock::time_point last_{};
+  PartSeconds seconds_{};
 };
 
 // Events a second over about the last second, by exponential decay.

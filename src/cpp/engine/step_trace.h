@@ -12,6 +12,7 @@
 
 #include "base/check.h"
 #include "core/types.h"
+#include "engine/step_clock.h"
 
 namespace paged {
 
@@ -24,6 +25,7 @@ struct StepRecord {
   std::int32_t num_sequences = 0;
   std::int32_t num_waiting = 0;
   std::int32_t num_free_blocks = 0;
+  PartSeconds part_seconds{};  // of the engine thread since the record before
 };
 
 // A time that did not come is negative.

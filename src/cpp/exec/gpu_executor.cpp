@@ -41,7 +41,8 @@ std::int32_t blocks_per_sequence(const KvPoolLimits& limits) {
 
 }  // namespace
 
-GpuExecutor::Slot::Slot(const StagingLimits& limits) : staging(limits), sampled(ints(limits.max_sequences)) {}
+GpuExecutor::Slot::Slot(const StagingLimits& limits)
+    : inputs(GpuStaging::max_bytes(limits)), staging(limits, inputs.data()), sampled(ints(limits.max_sequences)) {}
 
 std::unique_ptr<GpuExecutor> GpuExecutor::make(std::shared_ptr<const Program> program,
                                                const GpuExecutorOptions& options) {

@@ -67,7 +67,8 @@ class GpuExecutor final : public Executor {
   // What one step in flight has of its own.
   struct Slot {
     explicit Slot(const StagingLimits& limits);
-    GpuStaging staging;
+    gpu::PinnedBuffer inputs;
+    GpuStaging staging;         // in `inputs`
     gpu::PinnedBuffer sampled;  // int32 [max_sequences]
     std::int32_t num_sampled = 0;
     gpu::Event done{};

@@ -42,8 +42,6 @@ std::int64_t GpuStaging::max_bytes(const StagingLimits& limits) {
   return ints_after(ints_after(layout.table_changes, 2 * entries), 2 * std::int64_t{limits.max_sequences});
 }
 
-GpuStaging::GpuStaging(const StagingLimits& limits) : limits_(limits), buffer_(max_bytes(limits)) {}
-
 BatchView GpuStaging::write(const StepInput& step, std::int32_t padded, std::byte* device) {
   BatchView view = step.batch;
   view.num_tokens = std::max(view.num_tokens, padded);
@@ -73,7 +71,7 @@ BatchView GpuStaging::write(const StepInput& step, std::int32_t padded, std::byt
 
 void GpuStaging::write_arrays(const BatchView& batch) {
   const auto put = [&](std::int64_t offset, const std::int32_t* from, std::int64_t count) {
-    std::memcpy(buffer_.data() + offset, from, static_cast<std::size_t>(count) * sizeof(std::int32_t));
+    std::memcpy(memory_ + offset, from, static_cast<std::size_t>(count) * sizeof(std::int32_t));
   };
   put(layout_.token_ids, batch.token_ids, batch.num_tokens);
   put(layout_.positions, batch.positions, batch.num_tokens);

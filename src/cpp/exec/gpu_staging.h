@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// A step's inputs on their way to a GPU: laid out in one page-locked buffer, from which the step's first kernel fetches
-// them. Where an array lies depends on the counts alone: a recorded graph for some counts finds it in the same place
-// every time.
+// A step's inputs on their way to a GPU: laid out in one piece of page-locked memory, from which the step's first
+// kernel fetches them. Where an array lies depends on the counts alone: a recorded graph for some counts finds it in
+// the same place every time.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "exec/executor.h"
-#include "gpu/runtime.h"
 
 namespace paged {
 
@@ -28,13 +28,14 @@ struct StagingLayout {
 
 class GpuStaging {
  public:
-  explicit GpuStaging(const StagingLimits& limits);
+  // `memory`: max_bytes(limits) of them, 16-byte aligned; must outlive this.
+  GpuStaging(const StagingLimits& limits, std::byte* memory) : limits_(limits), memory_(memory) {}
 
   // Writes the step, filled up with idle sequences of one token to `padded` of everything if that is more. The view
   // has the padded counts and, but for token_ids and block_tables, pointers into `device`.
   BatchView write(const StepInput& step, std::int32_t padded, std::byte* device);
 
-  const std::byte* data() const { return buffer_.data(); }
+  const std::byte* data() const { return memory_; }
   static std::int64_t max_bytes(const StagingLimits& limits);
 
   std::int64_t copies_offset() const { return copies_; }  // of the last write: sources, then destinations
@@ -42,14 +43,14 @@ class GpuStaging {
  private:
   template <typename T>
   T* at(std::int64_t offset) const {
-    return reinterpret_cast<T*>(buffer_.data() + offset);
+    return reinterpret_cast<T*>(memory_ + offset);
   }
   void write_arrays(const BatchView& batch);
   void write_idle(const BatchView& batch, std::int32_t padded);
   void write_tail(const StepInput& step);
 
   StagingLimits limits_;
-  gpu::PinnedBuffer buffer_;
+  std::byte* memory_;
   StagingLayout layout_{0, 0, 0};
   std::int64_t copies_ = 0;
 };
