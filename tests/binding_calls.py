@@ -58,7 +58,7 @@ def program_with_weights() -> Any:
     program = _C.Program(**PROGRAM)
     for rows in (VOCAB, HIDDEN, HIDDEN):
         data = floats(rows, HIDDEN).view(np.uint8).reshape(-1)
-        program.add_matrix(data, type="float32", rows=rows, cols=HIDDEN, row_order=None, threads=THREADS)
+        program.add_matrices(sources=[(data, "float32", rows, HIDDEN, None)], threads=THREADS)
     for size in (POSITIONS * 8, HIDDEN, 2 * 8, 2):
         program.add_vector(floats(size))
     return program
@@ -238,8 +238,8 @@ def program_calls() -> dict[str, Call]:
         "ThreadPool": (_C.ThreadPool, {"num_threads": 1}),
         "Value": (_C.Value, value_arguments),
         "Program": (_C.Program, PROGRAM),
-        "Program.add_matrix": (prog.add_matrix, {
-            "data": raw, "type": "float32", "rows": 4, "cols": 8, "row_order": ints(3, 2, 1, 0), "threads": THREADS,
+        "Program.add_matrices": (prog.add_matrices, {
+            "sources": [(raw, "float32", 4, 8, ints(3, 2, 1, 0))], "threads": THREADS,
         }),
         "Program.add_stacked_matrix": (prog.add_stacked_matrix, {
             "sources": [(raw, "float32", 4, 8, None)], "dtype": "float32", "gpu": 0, "threads": THREADS,

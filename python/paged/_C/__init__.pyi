@@ -48,16 +48,7 @@ class Program:
         vocab_size: int,
         max_positions: int,
     ) -> None: ...
-    def add_matrix(
-        self,
-        data: npt.NDArray[np.uint8],
-        *,
-        type: str,
-        rows: int,
-        cols: int,
-        row_order: Int32Array | None,
-        threads: ThreadPool,
-    ) -> int: ...
+    def add_matrices(self, *, sources: Sequence[MatrixSource], threads: ThreadPool) -> int: ...
     def add_stacked_matrix(
         self, *, sources: Sequence[MatrixSource], dtype: str, gpu: int, threads: ThreadPool
     ) -> int: ...

@@ -20,6 +20,9 @@ from paged.program.rope_tables import rope_table
 # Attributes that say how a program is read, not how an op is computed.
 _UNUSED_BY_KERNELS = {"num_parts"}
 
+# The progress bar is brought up to date, and a Ctrl-C heard, between so much.
+_BYTES_AT_A_TIME = 512 << 20
+
 Group = tuple[int, ...]
 """Indices of weights that become one native constant."""
 
@@ -55,32 +58,47 @@ def compile_program(
     for index, spec in enumerate(program.weights):
         if spec.kind != "matrix":
             constants.vectors[index] = _vector(spec, weights, max_model_len)
-    groups = _stacks(program) if gpu_index is not None else _single_matrices(program)
-    for group in late_progress(groups, desc="loading weights", unit="matrix"):
-        tensors = [_tensor(program.weights[index], weights) for index in group]
-        sources = [_source(tensor) for tensor in tensors]
-        if gpu_index is None:
-            constants.matrices[group] = _pack(native, sources[0], threads)
-        else:
-            constants.matrices[group] = native.add_stacked_matrix(
-                sources=sources, dtype=program.dtype, gpu=gpu_index, threads=threads
-            )
-        for tensor in tensors:
-            if tensor.unload is not None:
-                tensor.unload()
+    if gpu_index is None:
+        _pack_matrices(program, weights, constants, threads)
+    else:
+        _upload_matrices(program, weights, constants, threads, gpu_index)
     for op in program.ops:
         _add_op(native, plan, op, constants)
     return native
+
+
+def _pack_matrices(program: Program, weights: WeightReader, constants: _Constants, threads: _C.ThreadPool) -> None:
+    """Many in one call, in which nobody needs the GIL. What is not in a file lies in memory, and is packed at once."""
+    indices = [index for index, spec in enumerate(program.weights) if spec.kind == "matrix"]
+    waiting: list[_C.MatrixSource] = []
+    num_bytes = 0
+    for done, index in enumerate(late_progress(indices, desc="loading weights", unit="matrix"), start=1):
+        tensor = _tensor(program.weights[index], weights)
+        waiting.append(_source(tensor))
+        num_bytes += tensor.data.size
+        constants.matrices[index,] = done - 1
+        if num_bytes >= _BYTES_AT_A_TIME or tensor.unload is None or done == len(indices):
+            constants.native.add_matrices(sources=waiting, threads=threads)
+            waiting, num_bytes = [], 0
+
+
+def _upload_matrices(
+    program: Program, weights: WeightReader, constants: _Constants, threads: _C.ThreadPool, gpu_index: int
+) -> None:
+    for group in late_progress(_stacks(program), desc="loading weights", unit="matrix"):
+        tensors = [_tensor(program.weights[index], weights) for index in group]
+        constants.matrices[group] = constants.native.add_stacked_matrix(
+            sources=[_source(tensor) for tensor in tensors], dtype=program.dtype, gpu=gpu_index, threads=threads
+        )
+        for tensor in tensors:
+            if tensor.unload is not None:
+                tensor.unload()
 
 
 def stacked_weight_bytes(program: Program) -> int:
     """Bytes of the matrices that a GPU holds, in the program's dtype."""
     shapes = (program.weights[index].shape for group in _stacks(program) for index in group)
     return sum(math.prod(shape) for shape in shapes) * ITEMSIZE[program.dtype]
-
-
-def _single_matrices(program: Program) -> list[Group]:
-    return [(index,) for index, spec in enumerate(program.weights) if spec.kind == "matrix"]
 
 
 def _stacks(program: Program) -> list[Group]:
@@ -129,11 +147,6 @@ def _tensor(spec: WeightSpec, weights: WeightReader) -> RawTensor:
 def _source(tensor: RawTensor) -> _C.MatrixSource:
     rows, cols = tensor.shape
     return tensor.data, tensor.type, rows, cols, tensor.row_order
-
-
-def _pack(native: _C.Program, source: _C.MatrixSource, threads: _C.ThreadPool) -> int:
-    data, type_name, rows, cols, row_order = source
-    return native.add_matrix(data, type=type_name, rows=rows, cols=cols, row_order=row_order, threads=threads)
 
 
 def _vector(spec: WeightSpec, weights: WeightReader, max_model_len: int) -> npt.NDArray[np.float32]:

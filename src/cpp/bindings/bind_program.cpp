@@ -38,15 +38,27 @@ WeightSource weight_source(const ByteArray& data, const std::string& type, std::
           row_order ? row_order->data() : nullptr};
 }
 
-std::int32_t add_matrix(Program& program, const ByteArray& data, const std::string& type, std::int64_t rows,
-                        std::int64_t cols, const std::optional<Int32Array>& row_order, ThreadPool& threads) {
-  const WeightSource source = weight_source(data, type, rows, cols, row_order);
-  const py::gil_scoped_release release;
-  return program.add_matrix(source, threads);
+// (data uint8, type, rows, cols, row_order int32 or None).
+using SourceTuple = std::tuple<ByteArray, std::string, std::int64_t, std::int64_t, std::optional<Int32Array>>;
+
+// Whether the array is a view of a file mapped for reading, whose pages may be dropped, for the file has them.
+bool is_of_file(const ByteArray& data) {
+  const py::object base = data.base();
+  if (!base || !PyMemoryView_Check(base.ptr())) return false;
+  const Py_buffer* buffer = PyMemoryView_GET_BUFFER(base.ptr());
+  const py::handle owner = buffer->obj;
+  return buffer->readonly && owner && py::isinstance(owner, py::module_::import("mmap").attr("mmap"));
 }
 
-// (data uint8, type, rows, cols, row_order int32 or None), as add_matrix takes them.
-using SourceTuple = std::tuple<ByteArray, std::string, std::int64_t, std::int64_t, std::optional<Int32Array>>;
+std::int32_t add_matrices(Program& program, const std::vector<SourceTuple>& sources, ThreadPool& threads) {
+  std::vector<WeightSource> raw;
+  for (const auto& [data, type, rows, cols, row_order] : sources) {
+    raw.push_back(weight_source(data, type, rows, cols, row_order));
+    raw.back().is_file = is_of_file(data);
+  }
+  const py::gil_scoped_release release;
+  return program.add_matrices(raw, threads);
+}
 
 std::int32_t add_stacked_matrix(Program& program, const std::vector<SourceTuple>& sources, const std::string& dtype,
                                 int gpu, ThreadPool& threads) {
@@ -133,9 +145,10 @@ void bind_program(py::module_& module) {
            py::kw_only(), py::arg("num_layers"), py::arg("num_kv_heads"), py::arg("head_dim"), py::arg("dtype"),
            py::arg("arena_bytes"), py::arg("max_tokens"), py::arg("max_logits_rows"), py::arg("vocab_size"),
            py::arg("max_positions"))
-      .def("add_matrix", &add_matrix, py::arg("data"), py::kw_only(), py::arg("type"), py::arg("rows"), py::arg("cols"),
-           py::arg("row_order"), py::arg("threads"),
-           "Packs a weight matrix from its raw bytes (uint8) as a checkpoint holds them. Returns its index.")
+      .def("add_matrices", &add_matrices, py::kw_only(), py::arg("sources"), py::arg("threads"),
+           "Packs matrices (data, type, rows, cols, row_order) from their raw bytes (uint8) as a checkpoint holds "
+           "them.\n"
+           "Returns the index of the first; the others follow. Views of a mapped file leave memory once packed.")
       .def("add_stacked_matrix", &add_stacked_matrix, py::kw_only(), py::arg("sources"), py::arg("dtype"),
            py::arg("gpu"), py::arg("threads"),
            "Uploads matrices (data, type, rows, cols, row_order) under each other, as `dtype`. Returns the index.")

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cpu/packed_matrix.h"
 
-#include <sys/mman.h>
-
 #include <cstring>
-#include <new>
+#include <utility>
 
+#include "base/divide_up.h"
 #include "cpu/float16.h"
 
 namespace paged::cpu {
@@ -18,19 +17,6 @@ std::int64_t panel_bytes_of(std::int64_t cols, PackedFormat format) {
   const std::int64_t padded = (cols + 7) / 8 * 8;
   if (const QuantLayout* layout = cpu::layout_of(format)) return cols / layout->block_k * layout->block_bytes();
   return padded * cpu::kPanelRows * (format == PackedFormat::kFloat32 ? 4 : 2);
-}
-
-constexpr std::size_t kHuge = std::size_t{2} << 20;
-
-std::align_val_t alignment_of(std::int64_t bytes) {
-  return std::align_val_t{static_cast<std::size_t>(bytes) >= 2 * kHuge ? kHuge : 64};
-}
-
-std::byte* allocate(std::int64_t bytes) {
-  auto* data = static_cast<std::byte*>(::operator new(static_cast<std::size_t>(bytes), alignment_of(bytes)));
-  // Fewer TLB misses on a stream of weights; advice only, its failure costs nothing.
-  if (static_cast<std::size_t>(bytes) >= 2 * kHuge) madvise(data, static_cast<std::size_t>(bytes), MADV_HUGEPAGE);
-  return data;
 }
 
 float half_at(const std::byte* p) {
@@ -86,14 +72,17 @@ T element(const std::byte* panel, std::int64_t index) {
 
 }  // namespace
 
-PackedMatrix::PackedMatrix(std::int64_t num_rows, std::int64_t num_cols, PackedFormat packed_format)
+PackedSize::PackedSize(std::int64_t rows, std::int64_t cols, PackedFormat format)
+    : num_panels(divide_up(rows, std::int64_t{kPanelRows})), panel_bytes(panel_bytes_of(cols, format)) {}
+
+PackedMatrix::PackedMatrix(std::int64_t num_rows, std::int64_t num_cols, PackedFormat packed_format,
+                           std::shared_ptr<const AlignedBuffer> memory, std::int64_t offset)
     : WeightMatrix(num_rows, num_cols),
       format(packed_format),
-      num_panels((num_rows + cpu::kPanelRows - 1) / cpu::kPanelRows),
-      panel_bytes(panel_bytes_of(num_cols, packed_format)),
-      data(allocate(num_panels * panel_bytes)) {}
-
-PackedMatrix::~PackedMatrix() { ::operator delete(data, alignment_of(num_panels * panel_bytes)); }
+      num_panels(PackedSize(num_rows, num_cols, packed_format).num_panels),
+      panel_bytes(PackedSize(num_rows, num_cols, packed_format).panel_bytes),
+      data(memory->data() + offset),
+      memory_(std::move(memory)) {}
 
 void unpack_row(const PackedMatrix& matrix, std::int64_t row, float* out) {
   const std::byte* panel = matrix.data + row / kPanelRows * matrix.panel_bytes;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A weight matrix in the form the CPU kernels read: panels of 16 output rows (the last one filled up with zeros), each
 // panel contiguous along the input features k, which are filled up with zeros to a multiple of 8. One 16-lane vector is
-// the same k of 16 rows, whatever the instruction set. Owns its bytes; immutable once packed.
+// the same k of 16 rows, whatever the instruction set. Its bytes may lie among those of others; immutable once packed.
 //
 //   float32, float16   [K][16]
 //   bfloat16           [K / 2][16][2]                    pairs, as dpbf16 and AMX tiles read them
@@ -16,7 +16,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 
+#include "base/aligned_buffer.h"
 #include "ops/weights.h"
 
 namespace paged::cpu {
@@ -68,10 +70,21 @@ constexpr const QuantLayout* layout_of(PackedFormat format) {
   }
 }
 
+// What a matrix takes in memory.
+struct PackedSize {
+  PackedSize(std::int64_t rows, std::int64_t cols, PackedFormat format);
+
+  std::int64_t num_bytes() const { return num_panels * panel_bytes; }
+
+  std::int64_t num_panels;
+  std::int64_t panel_bytes;
+};
+
 class PackedMatrix final : public WeightMatrix {
  public:
-  PackedMatrix(std::int64_t num_rows, std::int64_t num_cols, PackedFormat packed_format);
-  ~PackedMatrix() override;
+  // Its bytes are those of `memory` from `offset` on, a multiple of 64.
+  PackedMatrix(std::int64_t num_rows, std::int64_t num_cols, PackedFormat packed_format,
+               std::shared_ptr<const AlignedBuffer> memory, std::int64_t offset);
 
   std::int64_t num_bytes() const override { return num_panels * panel_bytes; }
 
@@ -79,6 +92,9 @@ class PackedMatrix final : public WeightMatrix {
   const std::int64_t num_panels;
   const std::int64_t panel_bytes;
   std::byte* const data;  // [num_panels, panel_bytes], 64-byte aligned
+
+ private:
+  std::shared_ptr<const AlignedBuffer> memory_;
 };
 
 // Writes row `row` as float32 to out[0 .. cols): the exact values the linear kernels multiply by.

@@ -99,9 +99,9 @@ void Program::check_value(const Value& value, std::string_view op) const {
               arena_.num_bytes, " bytes");
 }
 
-std::int32_t Program::add_matrix(const WeightSource& source, ThreadPool& threads) {
-  matrices_.push_back(pack_matrix(source, threads));
-  return static_cast<std::int32_t>(matrices_.size()) - 1;
+std::int32_t Program::add_matrices(std::span<const WeightSource> sources, ThreadPool& threads) {
+  for (WeightMatrixPtr& matrix : pack_matrices(sources, threads)) matrices_.push_back(std::move(matrix));
+  return static_cast<std::int32_t>(matrices_.size() - sources.size());
 }
 
 std::int32_t Program::add_stacked_matrix(std::span<const WeightSource> sources, DType dtype, ThreadPool& threads) {

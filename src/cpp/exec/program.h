@@ -86,8 +86,8 @@ class Program {
  public:
   Program(const KvCacheSpec& kv_cache, const ArenaPlan& arena, std::int32_t vocab_size, std::int32_t max_positions);
 
-  // For the CPU: packed, in the type it arrived in.
-  std::int32_t add_matrix(const WeightSource& source, ThreadPool& threads);
+  // For the CPU: packed, in the types they arrived in. Returns the index of the first; the others follow.
+  std::int32_t add_matrices(std::span<const WeightSource> sources, ThreadPool& threads);
   // For the GPU that is the thread's current device: the sources under each other as one matrix of `dtype`.
   std::int32_t add_stacked_matrix(std::span<const WeightSource> sources, DType dtype, ThreadPool& threads);
   std::int32_t add_vector(std::vector<float> values);

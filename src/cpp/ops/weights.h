@@ -5,7 +5,9 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string_view>
+#include <vector>
 
 namespace paged {
 
@@ -37,6 +39,7 @@ struct WeightSource {
   std::int64_t cols;       // input features
   WeightType type;
   const std::int32_t* row_order;  // [rows] row i of the matrix is row row_order[i] of the source; null: as they lie
+  bool is_file = false;           // a read-only mapping of a file: what has been packed need not stay in memory
 };
 
 // A weight [rows, cols] in the form the kernels of one device read: cpu::PackedMatrix or gpu::DeviceMatrix.
@@ -56,5 +59,8 @@ using WeightMatrixPtr = std::unique_ptr<WeightMatrix>;
 
 // For the CPU. Throws std::invalid_argument if num_bytes does not match, or cols is not a multiple of the type's group.
 WeightMatrixPtr pack_matrix(const WeightSource& source, ThreadPool& threads);
+
+// All of them at once, one beside the other in memory that they share, in the order of the sources.
+std::vector<WeightMatrixPtr> pack_matrices(std::span<const WeightSource> sources, ThreadPool& threads);
 
 }  // namespace paged
