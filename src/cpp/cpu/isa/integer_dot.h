@@ -16,6 +16,11 @@
 namespace paged::cpu::PAGED_ISA_NAMESPACE {
 
 inline constexpr int kQuadBytes = 8;  // of the codes of x for four k
+#if defined(__AVX512F__)
+inline constexpr int kQuadsAtOnce = 1;  // of a group of many rows: of more, the compiler reorders sums out of registers
+#else
+inline constexpr int kQuadsAtOnce = 8;
+#endif
 
 struct QuadOfX {
   I32 first, second;
@@ -37,12 +42,17 @@ inline constexpr int kIntegerPanels = 2;  // rows x panels of sums that fit the 
 
 // Added to the weights' codes, which the instruction wants unsigned.
 constexpr int operand_offset(bool is_signed) { return is_signed ? 128 : 0; }
+constexpr int wide_zero(int) { return 0; }
 
 struct Operand {
   I32 bytes;
 };
 PAGED_INLINE Operand load_operand(const std::byte* from) { return {load_words(from)}; }
 PAGED_INLINE void store_operand(std::byte* to, Operand w) { store_words(to, w.bytes); }
+template <int>
+PAGED_INLINE Operand wide_operand(Operand w) {
+  return w;
+}
 template <bool kSigned>
 PAGED_INLINE Operand operand_of_bytes(I32 words) {
   if constexpr (kSigned) return {{_mm512_xor_si512(words.v, _mm512_set1_epi32(static_cast<int>(0x80808080u)))}};
@@ -78,6 +88,8 @@ PAGED_INLINE void store_codes(std::byte* p, I32 x) {
 #else
 
 constexpr int operand_offset(bool) { return 0; }
+// What is taken off each code where weights are widened for many rows.
+constexpr int wide_zero(int zero) { return zero; }
 
 // add_pairs() hides each sum from the compiler, which would add products up in another order and keep them all for it.
 struct Operand {
@@ -87,6 +99,14 @@ PAGED_INLINE Operand load_operand(const std::byte* from) { return {load_words(fr
 PAGED_INLINE void store_operand(std::byte* to, Operand w) {
   store_words(to, w.even);
   store_words(to + 64, w.odd);
+}
+
+// Codes less kZero, in each half of a word: 2^15 above, there is nothing to borrow.
+template <int kZero>
+PAGED_INLINE Operand wide_operand(Operand w) {
+  if constexpr (kZero == 0) return w;
+  const I32 sign = set1_word(0x80008000u), offset = set1_word(0x80008000u - 0x00010001u * kZero);
+  return {(w.even + offset) ^ sign, (w.odd + offset) ^ sign};
 }
 
 template <int kHalf>

@@ -47,7 +47,8 @@ struct Format {
   static constexpr int kGroupQuads = kGroup / 4;
   static constexpr int kQuadsOfLine = 8 / kLayout.bits;  // of 64 bytes of codes
   static constexpr int kGroupBytes = kGroup * kPanelRows * kLayout.bits / 8;
-  static constexpr int kOffset = kLayout.zero + (kLayout.bits == 8 ? operand_offset(kLayout.is_signed) : 0);
+  static constexpr int kZero = kLayout.zero;
+  static constexpr int kOffset = kZero + (kLayout.bits == 8 ? operand_offset(kLayout.is_signed) : 0);
 
   PAGED_INLINE static F32 group_bytes(const std::byte* block, int offset, int group) {
     return load(reinterpret_cast<const std::int8_t*>(block) + offset + group * kPanelRows);
@@ -129,23 +130,17 @@ struct WidePanel {
 };
 static_assert(kIntegerPanels * sizeof(WidePanel) <= kIntegerScratch);
 
-// What many rows need to know of a format.
-struct WideFormat {
-  int group;  // 16 or 32
-  int offset;
-  bool has_min;
-};
-
 template <typename F, int kQuad>
 PAGED_INLINE void widen_quads(const std::byte* codes, std::byte* to) {
   if constexpr (kQuad < F::kGroupQuads) {
-    store_operand(to + kQuad * sizeof(Operand), F::template operand<kQuad>(codes));
+    store_operand(to + kQuad * sizeof(Operand), wide_operand<F::kZero>(F::template operand<kQuad>(codes)));
     widen_quads<F, kQuad + 1>(codes, to);
   }
 }
 
+// `count` of k from the beginning of a block on.
 template <QuantLayout kLayout>
-WideFormat widen(const std::byte* block, int count, WidePanel& panel) {
+void widen(const std::byte* block, int count, WidePanel& panel) {
   using F = Format<kLayout>;
   int at = 0;
   for (int k = 0; k < count; block += kLayout.block_bytes()) {
@@ -155,81 +150,57 @@ WideFormat widen(const std::byte* block, int count, WidePanel& panel) {
       if constexpr (kLayout.has_min) store(panel.mins + at * kPanelRows, F::min(block, group));
     }
   }
-  return {F::kGroup, F::kOffset, kLayout.has_min};
 }
 
-// From k on, a multiple of kBlockK.
-template <QuantLayout kLayout>
-WideFormat widen(const std::byte* panel, std::int64_t k, int count, WidePanel& to) {
-  return widen<kLayout>(panel + k / kLayout.block_k * kLayout.block_bytes(), count, to);
-}
-
-WideFormat widen(PackedFormat format, const std::byte* panel, std::int64_t k, int count, WidePanel& to) {
-  switch (format) {
-    case PackedFormat::kQ8: return widen<kQ8Layout>(panel, k, count, to);
-    case PackedFormat::kQ8Min: return widen<kQ8MinLayout>(panel, k, count, to);
-    case PackedFormat::kQ4: return widen<kQ4Layout>(panel, k, count, to);
-    case PackedFormat::kQ4Min: return widen<kQ4MinLayout>(panel, k, count, to);
-    case PackedFormat::kQ4K: return widen<kQ4KLayout>(panel, k, count, to);
-    case PackedFormat::kQ5K: return widen<kQ5KLayout>(panel, k, count, to);
-    case PackedFormat::kQ6K: return widen<kQ6KLayout>(panel, k, count, to);
-    default: return {};
-  }
-}
-
-// Adds the products of one group, from k on. One quad a turn: more, and the compiler reorders the sums out of
-// registers.
-template <int kRows>
-PAGED_INLINE void add_group(const WidePanel* panels, const Rows& rows, int k, int quads,
+// The products of one group.
+template <typename F, int kRows>
+PAGED_INLINE void add_group(const std::byte* operands, const std::byte* codes, std::int64_t code_stride,
                             Sums (&sums)[kRows][kIntegerPanels]) {
-  const std::byte* codes = rows.codes + 2 * k;
-  const std::byte* operands = panels->operands + k / 4 * sizeof(Operand);
-#pragma GCC unroll 1
-  for (int quad = 0; quad < quads; ++quad, codes += kQuadBytes, operands += sizeof(Operand)) {
+#pragma GCC unroll kQuadsAtOnce
+  for (int quad = 0; quad < F::kGroupQuads; ++quad, codes += kQuadBytes, operands += sizeof(Operand)) {
     Operand w[kIntegerPanels];
     for (int p = 0; p < kIntegerPanels; ++p) w[p] = load_operand(operands + p * sizeof(WidePanel));
     for (int r = 0; r < kRows; ++r) {
-      const QuadOfX x = load_quad(codes + r * rows.code_stride);
+      const QuadOfX x = load_quad(codes + r * code_stride);
       for (int p = 0; p < kIntegerPanels; ++p) add_products(sums[r][p], w[p], x);
     }
   }
 }
 
-template <int kRows>
-void multiply_wide(const WidePanel* panels, WideFormat format, const Rows& rows, int count) {
-  for (int k = 0, at = 0; k < count; k += format.group, ++at) {
+template <QuantLayout kLayout, int kRows>
+void multiply_wide(const WidePanel* panels, Rows rows, int count) {
+  using F = Format<kLayout>;
+  constexpr int kOffset = F::kOffset - wide_zero(F::kZero);
+  for (int k = 0, at = 0; k < count; k += F::kGroup, ++at) {
     const CodeGroup* group = rows.groups + k / kCodeGroup;
     Sums sums[kRows][kIntegerPanels];
     for (int r = 0; r < kRows; ++r) {
-      const CodeGroup& own = group[r * rows.group_stride];
-      const int sum = format.group == kCodeGroup ? code_sum<kCodeGroup>(own, 0) : code_sum<16>(own, at % 2);
-      for (int p = 0; p < kIntegerPanels; ++p) sums[r][p] = sums_from(-format.offset * sum);
+      const int sum = kOffset == 0 ? 0 : code_sum<F::kGroup>(group[r * rows.group_stride], at % 2);
+      for (int p = 0; p < kIntegerPanels; ++p) sums[r][p] = sums_from(-kOffset * sum);
     }
-    add_group<kRows>(panels, rows, k, format.group / 4, sums);
+    add_group<F, kRows>(panels->operands + k / 4 * sizeof(Operand), rows.codes + 2 * k, rows.code_stride, sums);
     for (int p = 0; p < kIntegerPanels; ++p) {
       const F32 scale = load(panels[p].scales + at * kPanelRows),
-                min = format.has_min ? load(panels[p].mins + at * kPanelRows) : zero();
+                min = kLayout.has_min ? load(panels[p].mins + at * kPanelRows) : zero();
       for (int r = 0; r < kRows; ++r) {
         float* to = rows.acc + r * rows.acc_stride + p * kPanelRows;
-        const I32 sum = total(sums[r][p]);
-        const CodeGroup& own = group[r * rows.group_stride];
-        store(to, format.has_min ? add_scaled<true>(load(to), sum, scale, min, own)
-                                 : add_scaled<false>(load(to), sum, scale, min, own));
+        store(to, add_scaled<kLayout.has_min>(load(to), total(sums[r][p]), scale, min, group[r * rows.group_stride]));
       }
     }
   }
 }
 
-template <int kRows>
-PAGED_INLINE void multiply_tile(const WidePanel* panels, WideFormat format, const Rows& rows, int count, int num_rows) {
+template <QuantLayout kLayout, int kRows>
+PAGED_INLINE void multiply_tile(const WidePanel* panels, const Rows& rows, int count, int num_rows) {
   if (num_rows == kRows)
-    multiply_wide<kRows>(panels, format, rows, count);
+    multiply_wide<kLayout, kRows>(panels, rows, count);
   else if constexpr (kRows > 1)
-    multiply_tile<kRows - 1>(panels, format, rows, count, num_rows);
+    multiply_tile<kLayout, kRows - 1>(panels, rows, count, num_rows);
 }
 
 // Register tiles as even as they can be. Behind an odd number of panels the last one is multiplied twice: into the room
 // that acc has.
+template <QuantLayout kLayout>
 void multiply_many(const Rows& all, const LinearTile& tile, WidePanel* panels) {
   const PackedMatrix& matrix = *tile.weights;
   const int tiles = (tile.num_rows + kIntegerRows - 1) / kIntegerRows;
@@ -237,33 +208,27 @@ void multiply_many(const Rows& all, const LinearTile& tile, WidePanel* panels) {
   for (int panel = 0; panel < tile.num_panels; panel += kIntegerPanels) {
     for (std::int64_t k = 0; k < matrix.cols; k += kBlockK) {
       const int count = static_cast<int>(matrix.cols - k < kBlockK ? matrix.cols - k : kBlockK);
-      WideFormat format{};
       for (int p = 0; p < kIntegerPanels; ++p) {
         const int last = panel + p < tile.num_panels ? panel + p : tile.num_panels - 1;
         const std::byte* from = matrix.data + (tile.panel_begin + last) * matrix.panel_bytes;
-        format = widen(matrix.format, from, k, count, panels[p]);
+        widen<kLayout>(from + k / kLayout.block_k * kLayout.block_bytes(), count, panels[p]);
       }
       for (int row = 0; row < tile.num_rows; row += tile_rows) {
         Rows rows = all.from(row);
         rows.codes += 2 * k, rows.groups += k / kCodeGroup, rows.acc += panel * kPanelRows;
         const int left = tile.num_rows - row;
-        multiply_tile<kIntegerRows>(panels, format, rows, count, left < tile_rows ? left : tile_rows);
+        multiply_tile<kLayout, kIntegerRows>(panels, rows, count, left < tile_rows ? left : tile_rows);
       }
     }
   }
 }
 
-void multiply_few(const Rows& rows, const LinearTile& tile) {
-  switch (tile.weights->format) {
-    case PackedFormat::kQ8: return multiply_few<kQ8Layout, kFewRows>(rows, tile);
-    case PackedFormat::kQ8Min: return multiply_few<kQ8MinLayout, kFewRows>(rows, tile);
-    case PackedFormat::kQ4: return multiply_few<kQ4Layout, kFewRows>(rows, tile);
-    case PackedFormat::kQ4Min: return multiply_few<kQ4MinLayout, kFewRows>(rows, tile);
-    case PackedFormat::kQ4K: return multiply_few<kQ4KLayout, kFewRows>(rows, tile);
-    case PackedFormat::kQ5K: return multiply_few<kQ5KLayout, kFewRows>(rows, tile);
-    case PackedFormat::kQ6K: return multiply_few<kQ6KLayout, kFewRows>(rows, tile);
-    default: return;
-  }
+template <QuantLayout kLayout>
+void multiply(const Rows& rows, const LinearTile& tile, std::byte* scratch) {
+  if (tile.num_rows <= kFewRows) return multiply_few<kLayout, kFewRows>(rows, tile);
+  __builtin_memset(rows.acc, 0,
+                   static_cast<unsigned long>(tile.num_rows) * static_cast<unsigned>(rows.acc_stride) * sizeof(float));
+  multiply_many<kLayout>(rows, tile, reinterpret_cast<WidePanel*>(scratch));
 }
 
 }  // namespace
@@ -277,10 +242,16 @@ void multiply_integers(const LinearTile& tile, float* acc, int acc_stride, std::
                   x.group_stride(),
                   acc,
                   acc_stride};
-  if (tile.num_rows <= kFewRows) return multiply_few(rows, tile);
-  __builtin_memset(acc, 0,
-                   static_cast<unsigned long>(tile.num_rows) * static_cast<unsigned>(acc_stride) * sizeof(float));
-  multiply_many(rows, tile, reinterpret_cast<WidePanel*>(scratch));
+  switch (tile.weights->format) {
+    case PackedFormat::kQ8: return multiply<kQ8Layout>(rows, tile, scratch);
+    case PackedFormat::kQ8Min: return multiply<kQ8MinLayout>(rows, tile, scratch);
+    case PackedFormat::kQ4: return multiply<kQ4Layout>(rows, tile, scratch);
+    case PackedFormat::kQ4Min: return multiply<kQ4MinLayout>(rows, tile, scratch);
+    case PackedFormat::kQ4K: return multiply<kQ4KLayout>(rows, tile, scratch);
+    case PackedFormat::kQ5K: return multiply<kQ5KLayout>(rows, tile, scratch);
+    case PackedFormat::kQ6K: return multiply<kQ6KLayout>(rows, tile, scratch);
+    default: return;
+  }
 }
 
 }  // namespace paged::cpu::PAGED_ISA_NAMESPACE

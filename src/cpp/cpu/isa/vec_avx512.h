@@ -62,6 +62,7 @@ PAGED_INLINE I32 shift_right_signed(I32 a) {
   return {_mm512_srai_epi32(a.v, kBits)};
 }
 PAGED_INLINE I32 operator&(I32 a, I32 b) { return {_mm512_and_si512(a.v, b.v)}; }
+PAGED_INLINE I32 operator^(I32 a, I32 b) { return {_mm512_xor_si512(a.v, b.v)}; }
 PAGED_INLINE I32 operator+(I32 a, I32 b) { return {_mm512_add_epi32(a.v, b.v)}; }
 PAGED_INLINE I32 operator-(I32 a, I32 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
 PAGED_INLINE F32 int_to_float(I32 a) { return {_mm512_cvtepi32_ps(a.v)}; }

@@ -101,6 +101,9 @@ PAGED_INLINE I32 shift_right_signed(I32 a) {
 PAGED_INLINE I32 operator&(I32 a, I32 b) {
   return each_quarter<I32>([&](int i) { return a.q[i] & b.q[i]; });
 }
+PAGED_INLINE I32 operator^(I32 a, I32 b) {
+  return each_quarter<I32>([&](int i) { return a.q[i] ^ b.q[i]; });
+}
 PAGED_INLINE I32 operator+(I32 a, I32 b) {
   return each_quarter<I32>([&](int i) { return a.q[i] + b.q[i]; });
 }
