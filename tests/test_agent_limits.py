@@ -85,6 +85,22 @@ def test_the_default_policy_keeps_its_promises() -> None:
                 assert jobs <= 0.5 and resumes <= 0.33 and slowdowns <= 1, (engine, jobs, resumes, slowdowns)
 
 
+@pytest.mark.parametrize("engine", ["lru", "hazard_no_hints"])
+def test_a_slow_disk_is_no_worse_than_none(engine: str) -> None:
+    """Where reading a block takes longer than computing it nothing waits for that for long."""
+    shape = Shape(num_agents=32, seed=1)
+    agents = agent_workload.generate(shape)
+    case = bench_agents.Case("slow", 2.0, shape, 16, disk_speed=bench_agents.SLOW_DISK)
+    endless = bench_agents.run(agents, bench_agents.ENGINES["lru"], 1_000_000, case)
+    num_blocks = round(endless.mean_live_tokens / case.rho / 4)
+    none, slow = (
+        bench_agents.run(agents, bench_agents.ENGINES[engine], num_blocks, case, 0, num_disk_blocks)
+        for num_disk_blocks in (0, 8 * num_blocks)
+    )
+    assert slow.num_blocks_to_disk > 0
+    assert slow.job_seconds.mean() <= 1.05 * none.job_seconds.mean()
+
+
 def test_correlated_tools_are_slow_for_whole_agents() -> None:
     """Of agents' mean logarithms the spread grows; of all times it stays."""
 

@@ -139,13 +139,14 @@ class Simulation {
       transfers.push_back(std::move(transfer));
     }
   }
-  // `num_done` of its copies were made; with an error, the next one failed.
-  void end_transfer(std::size_t index = 0, std::int32_t num_done = 1 << 30, const std::string& error = {}) {
+  // `num_done` of its copies were made, in so many seconds; with an error, the next one failed.
+  void end_transfer(std::size_t index = 0, std::int32_t num_done = 1 << 30, const std::string& error = {},
+                    double seconds = 0.0) {
     const BlockTransfer transfer = transfers.at(index);
     transfers.erase(transfers.begin() + static_cast<std::ptrdiff_t>(index));
     num_done = std::min(num_done, static_cast<std::int32_t>(transfer.copies.size()));
     device.end(transfer, num_done);
-    scheduler.finish_transfer(transfer.id, {num_done, error});
+    scheduler.finish_transfer(transfer.id, {num_done, error, seconds, seconds});
     begin_transfers();
     check();
   }

@@ -27,7 +27,7 @@ struct Totals {
 class RandomSessions {
  public:
   RandomSessions(unsigned seed, const SchedulerConfig& config)
-      : random_(seed), config_(config), simulation_(config), fails_to_write_(seed % 4 == 3) {
+      : random_(seed), config_(config), simulation_(config), fails_to_write_(seed % 4 == 3), is_timed_(seed % 2 == 1) {
     simulation_.scheduler.set_step_cost({1e-2, 1e-5});
   }
 
@@ -116,18 +116,20 @@ class RandomSessions {
     const BlockTransfer& transfer = simulation_.transfers[index];
     const auto count = static_cast<int>(transfer.copies.size());
     const int last = below(count);
+    // Of the odd seeds some loads take longer than computing does.
+    const double seconds = is_timed_ ? std::exp(std::normal_distribution<double>(-4.0, 2.0)(random_)) : 0.0;
     const auto& [from, to] = transfer.copies[static_cast<std::size_t>(last)];
     if (from.tier == Tier::kDisk && below(4) == 0) {
       ++num_unreadable_;
-      simulation_.end_transfer(index, last, "unreadable");
+      simulation_.end_transfer(index, last, "unreadable", seconds);
     } else if (to.tier == Tier::kDisk && fails_to_write_ && below(60) == 0) {
       simulation_.end_transfer(index, last, "full");
       CHECK_EQ(simulation_.scheduler.blocks().write_error(), "full");
     } else if (simulation_.cancelled.contains(transfer.id)) {
       num_cancelled_ += last < count ? 1 : 0;
-      simulation_.end_transfer(index, last);
+      simulation_.end_transfer(index, last, "", seconds);
     } else {
-      simulation_.end_transfer(index);
+      simulation_.end_transfer(index, count, "", seconds);
     }
   }
 
@@ -198,6 +200,7 @@ class RandomSessions {
   std::int64_t num_unreadable_ = 0;
   std::int64_t num_cancelled_ = 0;
   bool fails_to_write_;
+  bool is_timed_;
 };
 
 template <typename MakePolicy>

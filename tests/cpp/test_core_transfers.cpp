@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Blocks that come back from below while little is free.
+#include <memory>
 #include <numeric>
 #include <vector>
 
 #include "check.h"
+#include "core/policies.h"
 #include "core_simulation.h"
 
 namespace paged {
@@ -58,6 +60,73 @@ TEST(a_prefetch_takes_no_more_than_is_free_beside_what_it_continues) {
     for (std::int32_t num_running = 1; num_running <= kNumBlocks; ++num_running)
       num_loaded += prefetch_beside(num_taken, num_running);
   CHECK(num_loaded > 0);
+}
+
+// Turns of a session, each after others have taken its blocks; they come back from the tier in so many seconds for a
+// block, or are computed: 1 ms a token. Blocks loaded for each turn.
+class ComesBack {
+ public:
+  ComesBack(Tier tier, double block_seconds)
+      : simulation_({.num_blocks = kNumBlocks,
+                     .block_size = 4,
+                     .max_num_sequences = 8,
+                     .max_num_batched_tokens = 64,
+                     .max_model_len = 400,
+                     .num_host_blocks = tier == Tier::kHost ? 40 : 0,
+                     .num_disk_blocks = tier == Tier::kDisk ? 40 : 0,
+                     .policy = std::make_shared<LruPolicy>()}),
+        tier_(tier),
+        block_seconds_(block_seconds) {
+    simulation_.scheduler.set_step_cost({1e-3, 0.0});
+  }
+
+  std::int64_t turn(double now) {
+    simulation_.scheduler.set_now(now);
+    const std::int64_t before = num_loaded();
+    run(request(1000, 6, 1));  // the same prompt each time
+    const std::int64_t loaded = num_loaded() - before;
+    run(request(next_++, kNumBlocks, 1));
+    return loaded;
+  }
+
+ private:
+  std::int64_t num_loaded() const { return simulation_.scheduler.blocks().traffic(tier_).num_loaded; }
+
+  void run(const SequenceSpec& spec) {
+    SequenceSpec again = spec;
+    again.id = next_++;
+    simulation_.add(again);
+    while (simulation_.scheduler.has_work()) {
+      simulation_.launch();
+      while (!simulation_.transfers.empty()) {
+        const auto count = static_cast<std::int32_t>(simulation_.transfers.front().copies.size());
+        simulation_.end_transfer(0, count, "", block_seconds_ * count);
+      }
+      if (simulation_.can_commit()) simulation_.commit();
+    }
+    CHECK(simulation_.finished.at(again.id).tokens == simulation_.expected(again).tokens);
+  }
+
+  test::Simulation simulation_;
+  const Tier tier_;
+  const double block_seconds_;
+  SequenceId next_ = 1;
+};
+
+TEST(a_load_that_takes_longer_than_computing_is_not_made_again) {
+  for (const Tier tier : {Tier::kHost, Tier::kDisk}) {
+    ComesBack quick(tier, 1e-3), slow(tier, 5e-3);  // a block is computed in 4 ms
+    CHECK_EQ(quick.turn(0.0), 0);
+    CHECK_EQ(slow.turn(0.0), 0);
+    for (int i = 1; i < 5; ++i) {
+      CHECK(quick.turn(i) > 0, "turn ", i);
+      CHECK_EQ(slow.turn(i) > 0, i == 1, "turn ", i);  // it is not known before
+    }
+    CHECK_EQ(slow.turn(10.0), 0);
+    std::int64_t num_tried = 0;
+    for (int i = 0; i < 4; ++i) num_tried += slow.turn(1e5 + i);
+    CHECK(num_tried > 0, "a tier that was slow long ago is not tried again");
+  }
 }
 
 }  // namespace

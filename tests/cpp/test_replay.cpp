@@ -52,15 +52,15 @@ TEST(a_context_that_comes_back_from_the_host) {
   with.stagger = 40.0;  // the second begins after 20 s
   ReplayConfig without = with;
   with.num_host_blocks = 16;
-  with.link = {3.0, 0.25};
+  with.link = {3.0, 0.125};
   const ReplayResult result = replay(agents, with), again = replay(agents, without);
   // Of the first one's ten blocks the second takes some. They come back in one transfer; four tokens and the first
   // answer are new.
   CHECK_EQ(result.num_prefill_tokens, 40 + 56 + 5);
   CHECK(again.num_prefill_tokens > result.num_prefill_tokens);
   CHECK(result.num_loaded_blocks > 0 && result.num_stored_blocks >= result.num_loaded_blocks);
-  const double load = 3.0 + 0.25 * static_cast<double>(result.num_loaded_blocks);
-  const double store = 3.0 + 0.25 * 2;  // of blocks of the second one that make room
+  const double load = 3.0 + 0.125 * static_cast<double>(result.num_loaded_blocks);
+  const double store = 3.0 + 0.125 * 2;  // of blocks of the second one that make room
   CHECK(std::abs(result.resume_seconds[0] - (store + load + 0.5 + 0.5)) < 1e-9, result.resume_seconds[0], " ", load);
   CHECK(result.link_busy_seconds >= load + 3.0 && result.link_busy_seconds < 60.0, result.link_busy_seconds);
   CHECK_EQ(again.num_stored_blocks, 0);

@@ -34,8 +34,9 @@ BlockManager::BlockManager(const BlockManagerConfig& config, BlockHash hash, std
       num_leasable_(std::max(0, config.num_blocks - config.num_step_blocks)),
       pressure_{config.num_blocks, config.block_size} {
   if ((config.lower.host == 0 && config.lower.disk == 0) || !config.enable_prefix_caching) return;
-  lower_ = std::make_unique<LowerTiers>(config.lower, cache_, hash, [this](double seconds) {
-    return policy_ == nullptr || policy_->keeps_by_age(Tier::kDisk, seconds, pressure_);
+  lower_ = std::make_unique<LowerTiers>(config.lower, cache_, hash, [this](const LowerTiers::Copy& copy) {
+    return (policy_ == nullptr || policy_->keeps_by_age(Tier::kDisk, now_ - copy.used_at, pressure_)) &&
+           is_worth_a_copy(copy.content, copy.depth + 1, Tier::kDisk);
   });
   pressure_.num_host_blocks = config.lower.host;
   pressure_.num_disk_blocks = config.lower.disk;
@@ -43,7 +44,9 @@ BlockManager::BlockManager(const BlockManagerConfig& config, BlockHash hash, std
 
 void BlockManager::set_now(double seconds) {
   now_ = seconds;
-  if (lower_ != nullptr) lower_->set_now(seconds);
+  if (lower_ == nullptr) return;
+  lower_->set_now(seconds);
+  fade_load_times();
 }
 
 bool BlockManager::admit(Sequence& sequence, std::int32_t num_spare_blocks, bool may_take_held) {

@@ -91,6 +91,8 @@ struct BlockTransfer {
 struct TransferEnd {
   std::int32_t num_done = std::numeric_limits<std::int32_t>::max();
   std::string error = {};
+  double host_seconds = 0.0;  // of a load: what was copied from the host took so long; 0: not known
+  double disk_seconds = 0.0;  // and from the disk
 };
 
 struct Residency {
@@ -194,6 +196,7 @@ class BlockManager {
   std::vector<TransferId> take_cancelled();  // which may have ended meanwhile
   void finish_transfer(TransferId id, const TransferEnd& end = {});
   bool has_transfers() const { return !moving_.empty(); }
+  bool is_loading(SessionId session) const;  // for it
   void count_transfer_references(std::vector<std::int32_t>& references) const;
   const TierTraffic& traffic(Tier tier) const { return traffic_[tier == Tier::kHost ? 0 : 1]; }
   std::int32_t num_copies(Tier tier) const { return lower_ == nullptr ? 0 : lower_->size(tier); }
@@ -264,19 +267,28 @@ class BlockManager {
     SessionId session = 0;                 // for which it loads
     bool is_prefetch = false;
   };
+  struct LoadTime {  // of a block from a tier
+    double seconds = 0.0;
+    double measured_at = 0.0;
+  };
   std::int32_t num_storable() const;
   std::vector<BlockId> path_to(BlockId block) const;
   void begin_transfer(Moving moving);
-  Place place_below(BlockId block);
+  Place place_below(BlockId block, std::span<const Tier> tiers);
+  std::vector<Tier> tiers_worth_a_copy(BlockId block) const;
   void store(std::vector<BlockId> path, std::size_t begin, Tier tier, bool leaves);
   void spill(std::span<const ContentId> contents);
   void spill_ahead();
   void expose_on_host(std::span<const ContentId> contents);
+  std::size_t num_worth_loading(std::span<const ContentId> contents, std::int32_t num_before) const;
+  bool is_worth_a_copy(ContentId content, std::int32_t length, Tier tier) const;
+  void fade_load_times();
+  void measure_loads(const Moving& moving, std::int32_t num_done, const TransferEnd& end);
   std::vector<ContentId> loadable(ContentId parent, std::span<const TokenId> tokens, bool& on_its_way) const;
   void load(const Sequence& taker, BlockId previous, std::span<const ContentId> contents, bool is_prefetch);
   bool waits_for_load(Sequence& sequence);
   bool waits_for_store(Sequence& sequence, std::int32_t num_new);
-  void make_blank(std::int32_t count);
+  void make_blank(std::int32_t count, bool ahead);
   void finish_store(const Moving& moving, std::int32_t num_done);
   void finish_load(const Moving& moving, std::int32_t num_done, bool failed);
   void drop_unreadable(const Moving& moving, std::size_t failed);
@@ -312,6 +324,7 @@ class BlockManager {
   std::int32_t num_moving_ = 0;    // blocks of the device in transfers
   std::int32_t num_leaving_ = 0;   // of those, that leave the device with their transfer's end
   std::int32_t num_spilling_ = 0;  // slots of the host in transfers to the disk
+  std::array<LoadTime, 2> load_times_;
   std::array<TierTraffic, 2> traffic_;
   std::int64_t num_failed_transfers_ = 0;
   std::string write_error_;

@@ -41,10 +41,11 @@ void BlockManager::begin_transfer(Moving moving) {
   new_transfers_.push_back(std::move(transfer));
 }
 
-// Below the device, where there is room first.
-Place BlockManager::place_below(BlockId block) {
-  for (const Tier tier : {Tier::kHost, Tier::kDisk})
-    if (const TierSlot slot = lower_->begin_store(block, tier); slot != kNoSlot) return {tier, slot};
+// Where there is room first.
+Place BlockManager::place_below(BlockId block, std::span<const Tier> tiers) {
+  for (const Tier tier : tiers)
+    if (const TierSlot slot = lower_->begin_store(block, order_.depth(block), tier); slot != kNoSlot)
+      return {tier, slot};
   return {};
 }
 
@@ -53,12 +54,13 @@ Place BlockManager::place_below(BlockId block) {
 // as it copies.
 void BlockManager::store(std::vector<BlockId> path, std::size_t begin, Tier tier, bool leaves) {
   Moving moving;
+  const std::vector<Tier> tiers = leaves ? tiers_worth_a_copy(path.back()) : std::vector{tier};
   std::size_t end = begin;
   for (; end < path.size(); ++end) {
     const LowerTiers::Copy* copy = lower_->find(cache_.content_id(path[end]));
     if (copy != nullptr && (leaves || copy->in(tier).exists() || copy->is_in(Tier::kHost))) continue;
     if (!leaves && num_storable() - std::ssize(moving.copies) <= 0) break;
-    const Place to = leaves ? place_below(path[end]) : Place{tier, lower_->begin_store(path[end], tier)};
+    const Place to = place_below(path[end], tiers);
     if (to.index == kNoSlot) break;
     moving.copies.push_back({{Tier::kDevice, path[end]}, to});
     moving.contents.push_back(cache_.content_id(path[end]));
@@ -134,15 +136,19 @@ void BlockManager::spill_ahead() {
 void BlockManager::store_ahead() {
   if (lower_ == nullptr) return;
   spill_ahead();
-  make_blank(std::max(1, config_.num_blocks / 32));
+  make_blank(std::max(1, config_.num_blocks / 32), true);
 }
 
-void BlockManager::make_blank(std::int32_t count) {
+// `ahead`: what nobody would load again may as well be there until its block is needed.
+void BlockManager::make_blank(std::int32_t count, bool ahead) {
   while (order_.num_blank() + num_leaving_ < count) {
     const auto by_age = [&](double age) { return policy_ == nullptr ? 0.0 : policy_->score_by_age(age, pressure_); };
     const BlockId block = order_.cached_victim(now_, by_age, [](std::int32_t lane) { return lane == 0; });
     if (block == kNoBlock) return;
-    if (order_.is_forgotten(block) || lower_->find(cache_.content_id(block)) != nullptr) {
+    const bool needs_no_copy = order_.is_forgotten(block) || lower_->find(cache_.content_id(block)) != nullptr;
+    const bool gets_none = !needs_no_copy && tiers_worth_a_copy(block).empty();
+    if (gets_none && ahead) return;
+    if (needs_no_copy || gets_none) {
       evict(block, 0);
       continue;
     }
@@ -193,7 +199,7 @@ void BlockManager::load(const Sequence& taker, BlockId previous, std::span<const
 // The sequence would be admitted, with blocks that have no copy yet: it waits for them, once.
 bool BlockManager::waits_for_store(Sequence& sequence, std::int32_t num_new) {
   if (sequence.stores_until == 0) {
-    make_blank(num_new);
+    make_blank(num_new, false);
     sequence.stores_until = next_transfer_ - 1;
   }
   const auto end = moving_.upper_bound(sequence.stores_until);
@@ -213,8 +219,10 @@ bool BlockManager::waits_for_load(Sequence& sequence) {
   bool on_its_way = false;
   const auto tokens = std::span<const TokenId>(sequence.tokens)
                           .subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin));
-  const std::vector<ContentId> contents = loadable(parent, tokens, on_its_way);
-  if (contents.empty() || on_its_way) return on_its_way;
+  std::vector<ContentId> contents = loadable(parent, tokens, on_its_way);
+  if (on_its_way) return true;
+  contents.resize(num_worth_loading(contents, static_cast<std::int32_t>(num_matched)));
+  if (contents.empty()) return false;
   if (sequence.num_loaded_blocks >= 2 * blocks_for(sequence.num_tokens())) return false;
   sequence.num_loaded_blocks += static_cast<std::int32_t>(contents.size());
   load(sequence, previous, contents, false);
@@ -245,6 +253,10 @@ std::int32_t BlockManager::prefetch(OwnerSlot owner, SessionId session, ContentI
 void BlockManager::cancel_prefetch(SessionId session) {
   for (auto& [id, moving] : moving_)
     if (moving.session == session && std::exchange(moving.is_prefetch, false)) cancelled_.push_back(id);
+}
+
+bool BlockManager::is_loading(SessionId session) const {
+  return std::any_of(moving_.begin(), moving_.end(), [&](const auto& each) { return each.second.session == session; });
 }
 
 std::int32_t BlockManager::num_loadable(OwnerSlot owner, ContentId root, std::span<const TokenId> tokens) const {
@@ -299,6 +311,7 @@ void BlockManager::finish_transfer(TransferId id, const TransferEnd& end) {
     transfer.is_load() ? ++traffic_of(from.tier).num_loaded : ++traffic_of(to.tier).num_stored;
   }
   if (transfer.is_load()) {
+    measure_loads(moving, num_done, end);
     finish_load(moving, num_done, !end.error.empty());
   } else {
     if (!end.error.empty()) {

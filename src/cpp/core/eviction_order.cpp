@@ -60,6 +60,7 @@ void EvictionOrder::enter(BlockId block, BlockId parent) {
   PAGED_INVARIANT(!entered.is_free && !entered.is_cached, "block ", block, " is free or cached, and cached now");
   entered.is_cached = true;
   entered.parent = parent;
+  entered.depth = parent == kNoBlock ? 0 : depth(parent) + 1;
   if (parent == kNoBlock) return;
   PAGED_INVARIANT(!node(parent).is_free, "block ", block, " continues free block ", parent);
   ++node(parent).num_children;

@@ -41,6 +41,7 @@ class EvictionOrder {
   bool is_cached(BlockId block) const { return node(block).is_cached; }
   bool may_go(BlockId block) const { return may_go(node(block)); }
   BlockId parent(BlockId block) const { return node(block).parent; }
+  std::int32_t depth(BlockId block) const { return node(block).depth; }  // of one with content: blocks before it
   std::int32_t num_children(BlockId block) const { return node(block).num_children; }
   bool is_forgotten(BlockId block) const { return node(block).stamp == 0; }
   std::int32_t num_blank() const { return blank_.size(); }
@@ -89,6 +90,7 @@ class EvictionOrder {
   struct Node {
     BlockId parent = kNoBlock;
     std::int32_t num_children = 0;
+    std::int32_t depth = 0;
     bool is_free = true;
     bool is_cached = false;
     std::int64_t stamp = 0;  // counts frees; 0: worth nothing

@@ -109,7 +109,7 @@ Tier HazardPolicy::place(const SessionView& session, const Pressure& pressure) c
   const Score now = score(session, pressure);
   if (now.hold) return Tier::kDevice;
   for (const Tier tier : {Tier::kHost, Tier::kDisk})
-    if (is_worth(now.value, tier, pressure)) return tier;
+    if (is_worth(now.value, tier, pressure) && copy_pays(tier, session.num_tokens, pressure)) return tier;
   return Tier::kNowhere;
 }
 

@@ -57,7 +57,7 @@ void LowerTiers::expose(ContentId content, Tier tier) {
   if (slot.exists()) by_use(tier).splice(by_use(tier).begin(), by_use(tier), slot.place);
 }
 
-TierSlot LowerTiers::begin_store(BlockId block, Tier tier) {
+TierSlot LowerTiers::begin_store(BlockId block, std::int32_t depth, Tier tier) {
   const ContentId content = device_.content_id(block);
   const TierSlot slot = take_slot(tier);
   if (slot == kNoSlot) return slot;
@@ -65,7 +65,7 @@ TierSlot LowerTiers::begin_store(BlockId block, Tier tier) {
   Copy& copy = found->second;
   if (is_new) {
     const std::span<const TokenId> tokens = device_.tokens(block);
-    copy = {content, device_.parent_id(block), {tokens.begin(), tokens.end()}, now_};
+    copy = {content, device_.parent_id(block), {tokens.begin(), tokens.end()}, depth, now_};
     by_hash_.emplace(hash_(copy.parent, tokens), content);
     continuations_.emplace(copy.parent, content);
     if (SaltTable::is_root(copy.parent)) device_.salts().retain(copy.parent);
@@ -142,7 +142,7 @@ TierSlot LowerTiers::take_slot(Tier tier) {
 }
 
 bool LowerTiers::waits_for_disk(const Copy& copy) const {
-  return sizes_.disk > 0 && !disk_is_sealed_ && !copy.is_in(Tier::kDisk) && is_worth_disk_(now_ - copy.used_at);
+  return sizes_.disk > 0 && !disk_is_sealed_ && !copy.is_in(Tier::kDisk) && is_worth_disk_(copy);
 }
 
 bool LowerTiers::make_room(Tier tier) {
@@ -213,6 +213,11 @@ void LowerTiers::forget_continuations(ContentId content) {
     take(forgotten);
     forget(forgotten);
   }
+}
+
+bool LowerTiers::continues_in(ContentId content, Tier tier) const {
+  const auto [begin, end] = continuations_.equal_range(content);
+  return std::any_of(begin, end, [&](const auto& each) { return copies_.at(each.second).in(tier).exists(); });
 }
 
 std::int32_t LowerTiers::size(Tier tier) const { return sizes_.of(tier) - num_free(tier); }

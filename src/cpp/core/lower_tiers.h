@@ -51,6 +51,7 @@ class LowerTiers {
     ContentId content = 0;
     ContentId parent = 0;
     std::vector<TokenId> tokens = {};
+    std::int32_t depth = 0;  // blocks before it
     double used_at = 0.0;
     std::int32_t num_loads = 0;  // that are under way
     std::array<Slot, 2> slots = {};
@@ -62,8 +63,8 @@ class LowerTiers {
       return is_in(Tier::kHost) ? Tier::kHost : is_in(Tier::kDisk) ? Tier::kDisk : Tier::kNowhere;
     }
   };
-  // Whether a copy that nobody has used for so many seconds is worth its place on the disk.
-  using IsWorthDisk = std::function<bool(double seconds)>;
+  // Whether a copy is worth its place on the disk.
+  using IsWorthDisk = std::function<bool(const Copy&)>;
 
   // `device`: what has not gone from there.
   LowerTiers(const TierSizes& sizes, PrefixCache& device, BlockHash hash, IsWorthDisk is_worth_disk);
@@ -77,7 +78,7 @@ class LowerTiers {
 
   // A slot for a copy of the device's block, or of one on the host for the disk; kNoSlot: there is none to be given.
   // Until end_store() it is no copy; `is_done`: false: it never will be.
-  TierSlot begin_store(BlockId block, Tier tier);
+  TierSlot begin_store(BlockId block, std::int32_t depth, Tier tier);
   TierSlot begin_spill(ContentId content);
   void end_store(ContentId content, Tier tier, bool is_done);
   void begin_read(ContentId content, Tier tier) { ++copies_.at(content).in(tier).num_readers; }
@@ -101,6 +102,8 @@ class LowerTiers {
   std::int32_t num_continuations(ContentId content) const {
     return static_cast<std::int32_t>(continuations_.count(content));
   }
+
+  bool continues_in(ContentId content, Tier tier) const;  // what continues it has a slot there
 
   // Throws InternalError with what is wrong.
   void check_integrity() const;

@@ -30,6 +30,9 @@ struct Pressure {
   StepCost cost = {};
   std::int32_t num_host_blocks = 0;  // of the tiers below; 0: there is none
   std::int32_t num_disk_blocks = 0;
+  double host_load_seconds = 0.0;  // to bring a block back from there, as measured lately; 0: not known
+  double disk_load_seconds = 0.0;
+  double load_seconds(Tier tier) const { return tier == Tier::kHost ? host_load_seconds : disk_load_seconds; }
 };
 
 enum class SessionState : std::uint8_t {
@@ -102,6 +105,13 @@ inline double span_cost(double num_tokens, double num_new, const StepCost& cost)
 // Seconds to compute one more block after num_tokens.
 inline double block_cost(std::int32_t num_tokens, const Pressure& pressure) {
   return span_cost(num_tokens, pressure.block_size, pressure.cost);
+}
+
+// Whether to bring a sequence's first num_tokens tokens to the tier, as fast as from there, and back takes no longer
+// than to compute them.
+inline bool copy_pays(Tier tier, std::int32_t num_tokens, const Pressure& pressure) {
+  const double computing = span_cost(0, num_tokens, pressure.cost);
+  return 2 * pressure.load_seconds(tier) * num_tokens <= computing * pressure.block_size;
 }
 
 }  // namespace paged

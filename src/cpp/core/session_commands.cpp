@@ -205,7 +205,7 @@ void SessionTable::transfer_finished() {
     blocks_.adopt(session.slot, root, session.tokens);
     blocks_.release_root(root);
     renew_score(session);
-    if (blocks_.has_transfers()) fetching_.push_back(id);
+    if (blocks_.is_loading(id)) fetching_.push_back(id);
   }
 }
 

@@ -2,6 +2,7 @@
 #include "engine/block_mover.h"
 
 #include <algorithm>
+#include <chrono>
 #include <exception>
 #include <utility>
 
@@ -85,6 +86,7 @@ TransferEnd BlockMover::copy(const BlockTransfer& transfer) {
   TransferEnd end{0};
   for (const BlockTransfer::Copy& each : transfer.copies) {
     if (!goes_on()) break;
+    const auto began = std::chrono::steady_clock::now();
     try {
       copy(each);
     } catch (const BlockFileError& error) {
@@ -92,6 +94,8 @@ TransferEnd BlockMover::copy(const BlockTransfer& transfer) {
       break;
     }
     ++end.num_done;
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - began;
+    (each.from.tier == Tier::kDisk ? end.disk_seconds : end.host_seconds) += seconds.count();
   }
   return end;
 }

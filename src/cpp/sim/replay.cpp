@@ -102,7 +102,10 @@ class Replay {
     }
     now_ = until;
     scheduler_.set_now(now_);
-    while (mover_.next_end() <= now_) scheduler_.finish_transfer(mover_.take_ended());
+    while (mover_.next_end() <= now_) {
+      const auto [id, end] = mover_.take_ended();
+      scheduler_.finish_transfer(id, end);
+    }
     start_transfers();
   }
 
