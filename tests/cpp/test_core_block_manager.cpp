@@ -190,7 +190,7 @@ class RandomOperations {
 
   void fork(int index) {
     Pair child = living_[static_cast<std::size_t>(index)];
-    const Sequence& parent = living_[static_cast<std::size_t>(index)].real;
+    Sequence& parent = living_[static_cast<std::size_t>(index)].real;
     child.real.block_table.clear();
     real_.retain_root(parent.root);
     real_.share(parent, child.real);

@@ -35,6 +35,12 @@ const StepBatch& BatchBuilder::build(const StepPlan& plan, std::span<Sequence* c
   return batch_;
 }
 
+BatchBuilder::Span BatchBuilder::span_of(const Sequence& sequence, std::int32_t position) const {
+  const std::int32_t index = position / block_size_;
+  const std::int32_t begin = index * block_size_;
+  return {begin, begin + block_size_, (sequence.block_table[static_cast<std::size_t>(index)] - index) * block_size_};
+}
+
 void BatchBuilder::append_tokens(const Sequence& sequence, const ScheduledSequence& scheduled) {
   auto out = static_cast<std::size_t>(batch_.num_tokens);
   std::int32_t position = scheduled.num_computed_tokens;
@@ -44,13 +50,12 @@ void BatchBuilder::append_tokens(const Sequence& sequence, const ScheduledSequen
                 batch_.token_ids.begin() + static_cast<std::ptrdiff_t>(out));
   else
     batch_.token_ids[out] = -1 - scheduled.row;  // pending, and so alone
-  while (position < end) {                       // one round for each block written
-    const std::int32_t index = position / block_size_;
-    const std::int32_t block_end = std::min(end, (index + 1) * block_size_);
-    const std::int32_t shift = (sequence.block_table[static_cast<std::size_t>(index)] - index) * block_size_;
-    for (; position < block_end; ++position, ++out) {
+  Span& span = last_written_[static_cast<std::size_t>(scheduled.row)];
+  while (position < end) {  // one round for each block written
+    if (position < span.begin || position >= span.end) span = span_of(sequence, position);
+    for (const std::int32_t span_end = std::min(end, span.end); position < span_end; ++position, ++out) {
       batch_.positions[out] = position;
-      batch_.slot_mapping[out] = position + shift;
+      batch_.slot_mapping[out] = position + span.shift;
     }
   }
   batch_.num_tokens += scheduled.num_scheduled_tokens;
@@ -58,6 +63,8 @@ void BatchBuilder::append_tokens(const Sequence& sequence, const ScheduledSequen
 
 void BatchBuilder::update_row(Sequence& sequence) {
   const auto num_blocks = static_cast<std::int32_t>(sequence.block_table.size());
+  if (sequence.num_row_blocks == num_blocks) return;
+  last_written_[static_cast<std::size_t>(sequence.row)] = {};
   const std::int32_t first = sequence.row * batch_.block_table_stride;
   for (std::int32_t i = sequence.num_row_blocks; i < num_blocks; ++i) {
     batch_.block_tables[static_cast<std::size_t>(first + i)] = sequence.block_table[static_cast<std::size_t>(i)];

@@ -91,12 +91,16 @@ std::int32_t BlockManager::num_cached_tokens(Sequence& sequence) const {
 
 bool BlockManager::grow(Sequence& sequence, std::int32_t num_new_tokens, BlockCopies& copies) {
   const auto num_held = static_cast<std::int32_t>(sequence.block_table.size());
+  const std::int32_t num_tokens = sequence.num_planned_tokens() + num_new_tokens;
+  if (!sequence.may_share && num_tokens <= num_held * config_.block_size) return true;
   const std::int32_t first = sequence.num_planned_tokens() / config_.block_size;
-  const std::int32_t num_missing = std::max(0, blocks_for(sequence.num_planned_tokens() + num_new_tokens) - num_held);
-  const bool must_copy = first < num_held && !is_writable(sequence.block_table[static_cast<std::size_t>(first)]);
+  const std::int32_t num_missing = std::max(0, blocks_for(num_tokens) - num_held);
+  const bool must_copy =
+      sequence.may_share && first < num_held && !is_writable(sequence.block_table[static_cast<std::size_t>(first)]);
   if (num_missing + (must_copy ? 1 : 0) > num_free_blocks_for(sequence)) return false;
   if (must_copy) copy_on_write(sequence, static_cast<std::size_t>(first), copies);
   for (std::int32_t i = 0; i < num_missing; ++i) sequence.block_table.push_back(allocate(sequence));
+  sequence.may_share = false;  // those behind it are its own
   return true;
 }
 
@@ -107,11 +111,12 @@ std::int32_t BlockManager::num_cacheable_blocks(const Sequence& sequence, std::i
 }
 
 void BlockManager::seal(Sequence& sequence, std::vector<BlockId>& retired) {
+  if (sequence.num_computed_tokens - sequence.num_sealed_blocks * config_.block_size < config_.block_size) return;
   const std::int32_t num_full = num_cacheable_blocks(sequence, sequence.num_computed_tokens);
   while (sequence.num_sealed_blocks < num_full) seal_next(sequence, retired);
 }
 
-void BlockManager::share(const Sequence& parent, Sequence& child) {
+void BlockManager::share(Sequence& parent, Sequence& child) {
   PAGED_INVARIANT(child.block_table.empty(), "sequence ", child.id, " is forked into with blocks");
   // Blocks past the computed tokens hold nothing yet and stay the parent's alone.
   const auto num_shared = static_cast<std::ptrdiff_t>(blocks_for(parent.num_computed_tokens));
@@ -119,6 +124,7 @@ void BlockManager::share(const Sequence& parent, Sequence& child) {
   for (const BlockId block : child.block_table) retain(block);
   child.num_sealed_blocks = parent.num_sealed_blocks;
   child.num_computed_tokens = parent.num_computed_tokens;
+  parent.may_share = child.may_share = true;
 }
 
 void BlockManager::release(Sequence& sequence) {
@@ -126,6 +132,7 @@ void BlockManager::release(Sequence& sequence) {
   sequence.block_table.clear();
   sequence.num_sealed_blocks = 0;
   sequence.num_computed_tokens = 0;
+  sequence.may_share = false;
 }
 
 void BlockManager::release_sources(const BlockCopies& copies) {

@@ -141,7 +141,7 @@ class BlockManager {
 
   // The child, which holds nothing, references every block with computed tokens of the parent. A step in flight may
   // yet fill the last of them for the parent, which then seals it: the child copies it before it writes.
-  void share(const Sequence& parent, Sequence& child);
+  void share(Sequence& parent, Sequence& child);
 
   // The owner's path gets the block that holds these tokens behind it; one that is not cached yet is taken of those
   // that are free and held for nobody, and filled by `fill`. False, with nothing changed, if there is none.

@@ -42,8 +42,13 @@ BlockManagerConfig block_config(const SchedulerConfig& config) {
   return blocks;
 }
 
-bool is_stop_token(const StopRules& stop, TokenId token) {
-  return std::binary_search(stop.stop_token_ids.begin(), stop.stop_token_ids.end(), token);
+std::uint64_t stop_token_bit(TokenId token) { return std::uint64_t{1} << (static_cast<std::uint32_t>(token) % 64); }
+
+bool stops_at(const Sequence& sequence, TokenId token) {
+  if ((sequence.stop_token_bits & stop_token_bit(token)) == 0) return false;
+  const StopRules& stop = sequence.stop;
+  return sequence.num_generated_tokens() >= stop.min_tokens &&
+         std::binary_search(stop.stop_token_ids.begin(), stop.stop_token_ids.end(), token);
 }
 
 }  // namespace
@@ -110,6 +115,7 @@ std::unique_ptr<Sequence> Scheduler::make_sequence(SequenceSpec spec) {
   sequence->tokens = std::move(spec.prompt);
   sequence->stop = std::move(spec.stop);
   std::sort(sequence->stop.stop_token_ids.begin(), sequence->stop.stop_token_ids.end());
+  for (const TokenId id : sequence->stop.stop_token_ids) sequence->stop_token_bits |= stop_token_bit(id);
   sequence->num_prompt_tokens = sequence->num_tokens();
   sequence->max_num_tokens = std::min(sequence->stop.max_total_tokens, max_num_tokens_);
   sequence->priority = spec.priority;
@@ -131,13 +137,14 @@ bool Scheduler::fork(SequenceId parent, SequenceId child) {
   PAGED_CHECK(!sequences_.contains(child), "sequence id ", child, " is in use");
   const auto position = sequences_.find(parent);
   if (position == sequences_.end()) return false;
-  const Sequence& source = *position->second;
+  Sequence& source = *position->second;
   if (source.status == SequenceStatus::kFinished || source.awaits_token) return false;
 
   auto sequence = std::make_unique<Sequence>();
   sequence->id = child;
   sequence->tokens = source.tokens;
   sequence->stop = source.stop;
+  sequence->stop_token_bits = source.stop_token_bits;
   sequence->num_prompt_tokens = source.num_prompt_tokens;
   sequence->max_num_tokens = source.max_num_tokens;
   sequence->priority = source.priority;
@@ -251,7 +258,7 @@ void Scheduler::take_sample(Sequence& sequence, TokenId token, std::vector<Token
 TokenEvent Scheduler::accept(Sequence& sequence, TokenId token) {
   sequence.tokens.push_back(token);
   FinishReason reason = FinishReason::kNone;
-  if (sequence.num_generated_tokens() >= sequence.stop.min_tokens && is_stop_token(sequence.stop, token))
+  if (stops_at(sequence, token))
     reason = FinishReason::kStop;
   else if (sequence.num_tokens() >= sequence.max_num_tokens)
     reason = FinishReason::kLength;

@@ -45,23 +45,32 @@ struct SequenceSpec {
 
 enum class SequenceStatus : std::uint8_t { kWaiting, kRunning, kFinished };
 
-struct Sequence {
+struct alignas(64) Sequence {
+  // What every step reads stands in the first 128 bytes: between two steps all of it may leave the caches.
   SequenceId id = 0;
   std::vector<TokenId> tokens;  // the prompt, then what was generated
-  StopRules stop;
+  std::vector<BlockId> block_table;
+  std::uint64_t stop_token_bits = 0;  // bit (id % 64) of each stop token
   std::int32_t num_prompt_tokens = 0;
   std::int32_t num_computed_tokens = 0;   // leading tokens whose keys and values are in the cache
   std::int32_t num_scheduled_tokens = 0;  // the tokens after those: steps in flight compute them
   std::int32_t num_pending_tokens = 0;    // sampled by steps in flight: only the device knows them
   std::int32_t num_steps_in_flight = 0;   // that include it; until 0 its blocks, its row and its id stay its own
-  std::int32_t num_cached_tokens = 0;     // prompt tokens that the prefix cache served at the first admission
   std::int32_t max_num_tokens = 0;        // it ends when it has so many
-  SequenceStatus status = SequenceStatus::kWaiting;
+  std::int32_t num_sealed_blocks = 0;     // leading blocks that are full, in the prefix cache, and never written again
+  std::int32_t row = -1;                  // of StepBatch::block_tables, while it runs
+  std::int32_t num_row_blocks = 0;        // leading entries of block_table that the row already shows
   // The first prompt token still to be scored; num_prompt_tokens or more: none.
   std::int32_t next_scored = std::numeric_limits<std::int32_t>::max();
+  OwnerSlot owner = kNoOwner;  // of its session
+  SequenceStatus status = SequenceStatus::kWaiting;
   bool asks = false;
   bool held = false;          // its last token is not to be scheduled
   bool awaits_token = false;  // all is computed; the host brings the next token
+  bool may_share = false;     // it was forked: the block that it writes next may be others' too
+
+  StopRules stop;
+  std::int32_t num_cached_tokens = 0;  // prompt tokens that the prefix cache served at the first admission
 
   // Urgency (waiting_queue.h).
   std::int32_t priority = 0;
@@ -73,18 +82,11 @@ struct Sequence {
   bool admitted_before = false;
   bool waits_for_room = false;  // in the queue of those that may not take what is held for others
 
-  // Blocks.
   SessionId session = 0;  // whose turn it is
   bool keeps_answer = true;
-
-  ContentId root = 0;          // stands for the salt as parent of the first block
-  OwnerSlot owner = kNoOwner;  // of its session
-  std::vector<BlockId> block_table;
-  std::int32_t num_sealed_blocks = 0;  // leading blocks that are full, in the prefix cache, and never written again
-  std::int32_t row = -1;               // of StepBatch::block_tables, while it runs
+  ContentId root = 0;                  // stands for the salt as parent of the first block
   std::uint64_t stores_until = 0;      // the transfer whose end it waited for, that others' blocks are not lost
   std::int32_t num_loaded_blocks = 0;  // from the host, for it, ever
-  std::int32_t num_row_blocks = 0;     // leading entries of block_table that the row already shows
 
   std::int32_t num_tokens() const { return static_cast<std::int32_t>(tokens.size()); }
   std::int32_t num_generated_tokens() const { return num_tokens() - num_prompt_tokens; }
