@@ -150,7 +150,7 @@ void bind_request(py::module_& module) {
           "take", [](Request& self) { return as_tuple(self, self.take()); },
           "(text, token_ids, finish_reason or None, scores of the tokens or None): what has come since the last call.")
       .def(
-          "answer", [](const Request& self) { return as_tuple(self, self.answer()); },
+          "answer", [](Request& self) { return as_tuple(self, self.answer()); },
           "(text, token_ids, finish_reason or None, scores of the tokens or None): all that has come.")
       .def("prompt_scores", &prompt_scores_of,
            "(the first prompt token scored, scores of those so far), or None: not asked for.");

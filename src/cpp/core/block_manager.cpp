@@ -75,7 +75,7 @@ bool BlockManager::admit(Sequence& sequence, std::int32_t num_spare_blocks, bool
     sequence.block_table.clear();
     return false;
   }
-  take_ownership(sequence, num_matched);
+  take_ownership(sequence, 0, num_matched);
   for (std::int32_t i = 0; i < num_new; ++i) sequence.block_table.push_back(allocate(sequence));
   sequence.num_sealed_blocks = num_matched;
   sequence.num_computed_tokens = num_matched * config_.block_size;
@@ -248,7 +248,7 @@ void BlockManager::seal_next(Sequence& sequence, std::vector<BlockId>& retired) 
     block = twin;
     sequence.num_row_blocks = std::min(sequence.num_row_blocks, index);
   }
-  take_ownership(sequence, index + 1);
+  take_ownership(sequence, index, index + 1);
 }
 
 }  // namespace paged

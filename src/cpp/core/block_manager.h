@@ -244,7 +244,7 @@ class BlockManager {
   std::int32_t held_length(OwnerSlot owner) const;
   void count_held(OwnerSlot owner, std::int32_t length_before);
   void reprice_tail(OwnerSlot owner);
-  void take_ownership(const Sequence& sequence, std::int32_t num_blocks);
+  void take_ownership(const Sequence& sequence, std::int32_t first_new, std::int32_t num_blocks);
   void own(OwnerSlot owner, BlockId block);
   void disown_tail(OwnerSlot owner, bool forget);
   void count_holder(BlockId block, std::int32_t change);

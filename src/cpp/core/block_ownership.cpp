@@ -103,10 +103,10 @@ BlockWorth BlockManager::worth_of(BlockId block) const {
   return worth;
 }
 
-// A sequence's owner owns its first num_blocks blocks, which are cached.
-void BlockManager::take_ownership(const Sequence& sequence, std::int32_t num_blocks) {
+// A sequence's owner owns its first num_blocks blocks, which are cached; those before `first_new` it had before.
+void BlockManager::take_ownership(const Sequence& sequence, std::int32_t first_new, std::int32_t num_blocks) {
   if (sequence.owner == kNoOwner) {
-    for (std::int32_t i = 0; i < num_blocks; ++i) {
+    for (std::int32_t i = first_new; i < num_blocks; ++i) {
       const BlockId block = sequence.block_table[static_cast<std::size_t>(i)];
       if (owners_.has_owner(block)) was_shared_[static_cast<std::size_t>(block)] = true;
     }
@@ -118,9 +118,8 @@ void BlockManager::take_ownership(const Sequence& sequence, std::int32_t num_blo
 
 void BlockManager::own(OwnerSlot owner, BlockId block) {
   const auto index = static_cast<std::size_t>(block);
-  if (owners_.has_owner(block)) {
-    was_shared_[index] = true;
-  } else {
+  if (owners_.has_owner(block) || num_references(block) > 1) was_shared_[index] = true;
+  if (!owners_.has_owner(block)) {
     const TenantSlot tenant = owner_tenants_[static_cast<std::size_t>(owner)];
     block_tenants_[index] = tenant;
     tenants_.own(tenant, order_.is_free(block));

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/prefetch.h"
 #include "core/hazard_policy.h"
 
 namespace paged {
@@ -49,6 +50,16 @@ bool stops_at(const Sequence& sequence, TokenId token) {
   const StopRules& stop = sequence.stop;
   return sequence.num_generated_tokens() >= stop.min_tokens &&
          std::binary_search(stop.stop_token_ids.begin(), stop.stop_token_ids.end(), token);
+}
+
+// What commit() meets a few sequences behind this one. A step is long: all of it may have left the caches.
+PAGED_PREFETCH void prefetch_sequences(const StepPlan& plan, std::size_t index, const std::vector<Sequence*>& rows) {
+  constexpr std::size_t kFar = 16, kNear = 8;
+  if (index + kFar >= plan.sequences.size()) return;
+  const auto at = [&](std::size_t i) { return rows[static_cast<std::size_t>(plan.sequences[i].row)]; };
+  prefetch_to_write(at(index + kFar), kHotSequenceBytes);
+  const std::vector<TokenId>& tokens = at(index + kNear)->tokens;
+  prefetch_to_write(tokens.data() + tokens.size(), 1);
 }
 
 }  // namespace
@@ -220,7 +231,9 @@ void Scheduler::commit(const StepPlan& plan, std::span<const TokenId> sampled, s
   std::vector<BlockId>& retired_blocks = newest_plan().retired_blocks;
   bool any_finished = false;
   std::size_t num_used = 0;
-  for (const ScheduledSequence& scheduled : plan.sequences) {
+  for (std::size_t i = 0; i < plan.sequences.size(); ++i) {
+    prefetch_sequences(plan, i, rows_);
+    const ScheduledSequence& scheduled = plan.sequences[i];
     Sequence& sequence = at_row(scheduled.row);
     commit_counts(sequence, scheduled);
     num_used += static_cast<std::size_t>(scheduled.num_scored);

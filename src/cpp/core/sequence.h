@@ -14,6 +14,7 @@
 // whose logits choose it, is not scheduled then. One whose token comes later from the host is held with all computed.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <string>
@@ -45,8 +46,10 @@ struct SequenceSpec {
 
 enum class SequenceStatus : std::uint8_t { kWaiting, kRunning, kFinished };
 
+// What every step reads or writes of a sequence stands in its first bytes.
+inline constexpr std::size_t kHotSequenceBytes = 128;
+
 struct alignas(64) Sequence {
-  // What every step reads stands in the first 128 bytes: between two steps all of it may leave the caches.
   SequenceId id = 0;
   std::vector<TokenId> tokens;  // the prompt, then what was generated
   std::vector<BlockId> block_table;
@@ -69,6 +72,7 @@ struct alignas(64) Sequence {
   bool awaits_token = false;  // all is computed; the host brings the next token
   bool may_share = false;     // it was forked: the block that it writes next may be others' too
 
+  // Now and then.
   StopRules stop;
   std::int32_t num_cached_tokens = 0;  // prompt tokens that the prefix cache served at the first admission
 

@@ -56,6 +56,7 @@ Engine::Engine(const SchedulerConfig& config, std::unique_ptr<Executor> executor
       policy_desk_(std::move(policy_desk)),
       scheduler_(std::make_unique<Scheduler>(config_)),
       row_states_(static_cast<std::size_t>(config_.max_num_sequences)) {
+  in_flight_.reserve(static_cast<std::size_t>(config_.max_steps_in_flight));
   make_mover(disk_folder);
   publish_stats();
   if (policy_desk_ != nullptr) open_policy_desk();
@@ -86,7 +87,7 @@ std::shared_ptr<Request> Engine::submit(RequestSpec spec) {
   {
     const std::lock_guard lock(mutex_);
     check_running();  // under the lock of the inbox: whoever gets in is seen by the loop, its last round included
-    request = std::make_shared<Request>(next_id_++, std::move(spec));
+    request = std::make_shared<Request>(next_id_++, std::move(spec), token_table_);
     inbox_.push_back({request});
   }
   wake_->notify_one();
@@ -174,7 +175,7 @@ void Engine::loop() noexcept {
   }
   for (Message& message : received_)
     if (message.submitted != nullptr)
-      live_.emplace(message.submitted->id(), Live{message.submitted, TextStream({})});
+      live_.emplace(message.submitted->id(), Live{message.submitted});
     else if (message.command != nullptr)
       message.command->done.set_exception(std::make_exception_ptr(EngineClosedError("the engine is closed")));
   end_all(failure.empty() ? FinishReason::kCancelled : FinishReason::kError, failure);
@@ -213,12 +214,11 @@ bool Engine::receive() {
 void Engine::admit(std::shared_ptr<Request> request) {
   const RequestSpec& spec = request->spec();
   const SequenceId id = request->id();
-  TextStream text(spec.sampling.stop, spec.sampling.include_stop_str_in_output);
   std::unique_ptr<LogitsPolicy> policy = LogitsPolicy::make(spec, vocab_size_);
-  Live& live = live_.emplace(id, Live{std::move(request), std::move(text), -1, std::move(policy)}).first->second;
+  Live& live = live_.emplace(id, Live{std::move(request), -1, std::move(policy)}).first->second;
   ++num_not_started_;
   const auto first = live_.find(spec.follows);
-  if (first != live_.end() && first->first != id && first->second.num_tokens == 0)
+  if (first != live_.end() && first->first != id && !first->second.has_token)
     first->second.followers.push_back(id);
   else
     start(live);
@@ -281,15 +281,21 @@ void Engine::write_sampling_rows(const StepPlan& plan, InFlight& step) {
     if (scheduled.num_scored > 0) write_prompt_scores(scheduled, step);
     RowState& state = row_states_[static_cast<std::size_t>(scheduled.row)];
     if (!scheduled.samples) {
-      if (state.id != scheduled.id) live_.at(scheduled.id).request->mark_scheduled();
+      if (state.id != scheduled.id) mark_scheduled(*live_.at(scheduled.id).request);
       continue;
     }
     if (state.id != scheduled.id) state = enter_row(scheduled);
     state.sampling.position = scheduled.sampled_position();
     sampling_rows_.push_back(state.sampling);
-    if (state.live->policy != nullptr) write_extras(scheduled, *state.live, step);
+    if (state.has_policy) write_extras(scheduled, *state.live, step);
   }
   step.has_extras = !extras_.empty();
+}
+
+void Engine::mark_scheduled(Request& request) const {
+  const RequestSpec& spec = request.spec();
+  const auto num_prompt_tokens = static_cast<std::int32_t>(spec.prompt.size());
+  request.mark_scheduled(std::min(spec.sampling.max_tokens, config_.max_model_len - num_prompt_tokens));
 }
 
 // The sequence samples there for the first time since it was admitted.
@@ -297,12 +303,13 @@ Engine::RowState Engine::enter_row(const ScheduledSequence& scheduled) {
   Live& live = live_.at(scheduled.id);
   if (live.row < 0) {
     live.request->set_num_cached_tokens(scheduler_->find(scheduled.id)->num_cached_tokens);
-    live.request->mark_scheduled();
+    mark_scheduled(*live.request);
   }
   leave_row(scheduled.id, live);
   live.row = scheduled.row;
   const SamplingParams& params = live.request->spec().sampling;
-  return {scheduled.id, &live, {params.temperature, params.top_p, std::max(params.top_k, 0), params.seed, 0}};
+  return {scheduled.id,           &live, live.request.get(),
+          live.policy != nullptr, false, {params.temperature, params.top_p, std::max(params.top_k, 0), params.seed, 0}};
 }
 
 void Engine::leave_row(SequenceId id, const Live& live) {
@@ -315,7 +322,7 @@ void Engine::finish_step() {
   std::span<const TokenId> sampled = executor_->wait();
   parts_.mark(StepPart::kWait);
   InFlight step = std::move(in_flight_.front());
-  in_flight_.pop_front();
+  in_flight_.erase(in_flight_.begin());
   account(step);
   parts_.mark(StepPart::kStatistics);
   if (!step.exports.empty()) {
@@ -329,82 +336,10 @@ void Engine::finish_step() {
   parts_.mark(StepPart::kCommit);
   stalled_ = false;
   deliver_events(step);
+  wake_consumers();
   ask_about_exports(step);
   parts_.mark(StepPart::kDeliver);
   ++num_steps_;
-}
-
-void Engine::deliver(const TokenEvent& event, std::span<const ScoredToken> scores) {
-  const RowState& state = row_states_[static_cast<std::size_t>(event.row)];
-  if (state.id == event.id) deliver(event, *state.live, scores);  // else it ended while its step was in flight
-}
-
-void Engine::deliver(const TokenEvent& event, Live& live, std::span<const ScoredToken> scores) {
-  if (event.token < 0) {  // the executor's mark for logits that are not numbers: only their request fails
-    end(event.id, FinishReason::kError,
-        live.policy != nullptr
-            ? "no token is left to sample: what the request allows (guide, allowed_token_ids, bad_words, min_tokens, "
-              "logit_bias) excludes every token, or the model's logits are not numbers"
-            : "the model's logits are not numbers (NaN): the weights or the prompt overflow this dtype");
-    return;
-  }
-  ++num_generated_tokens_;
-  ++live.num_tokens;
-  if (!live.followers.empty()) start_followers(live);
-  if (live.policy != nullptr) live.policy->append(event.token);
-  if (token_table_ == nullptr) {
-    live.request->append(event.token, {}, scores, delivered_at_);
-    return go_on_or_end(event, live, false);
-  }
-  // Unless it is asked for, the text of a stop token is not part of the answer; the token itself is, as in vLLM.
-  const SamplingParams& params = live.request->spec().sampling;
-  const bool is_stop_token = event.finish_reason == FinishReason::kStop;
-  const bool may_stop = !is_stop_token && live.num_tokens > params.min_tokens;
-  std::string_view bytes;
-  if (!is_stop_token || params.include_stop_str_in_output)
-    bytes = token_table_->bytes_of(event.token, params.skip_special_tokens);
-  const bool passes = live.text.passes(bytes);
-  const bool stopped = !passes && live.text.push(bytes, may_stop);
-  live.request->append(event.token, passes ? bytes : live.text.take(), scores, delivered_at_);
-  go_on_or_end(event, live, stopped);
-}
-
-void Engine::go_on_or_end(const TokenEvent& event, Live& live, bool stopped) {
-  if (event.finish_reason != FinishReason::kNone)
-    end(event.id, stopped ? FinishReason::kStop : event.finish_reason);
-  else if (stopped)
-    end(event.id, FinishReason::kStop);
-  else if (live.request->spec().guide == GuideKind::kMask)
-    ask_guide(*live.request, {event.token}, nullptr);
-}
-
-void Engine::end(SequenceId id, FinishReason reason, std::string_view error) {
-  const auto found = live_.find(id);
-  if (found == live_.end()) return;
-  scheduler_->remove(id);  // unless it has finished by itself
-  leave_row(id, found->second);
-  num_not_started_ -= found->second.started ? 0 : 1;
-  start_followers(found->second);
-  const RequestSpec& spec = found->second.request->spec();
-  if (spec.guide != GuideKind::kNone) guide_desk_->ask({id, spec.guide_key, {}, nullptr, true});
-  num_failed_ += reason == FinishReason::kError ? 1 : 0;
-  num_cancelled_ += reason == FinishReason::kCancelled ? 1 : 0;
-  if (trace_.active()) record_request(found->second, reason);
-  ended_.push_back({std::move(found->second), reason, std::string(error)});
-  live_.erase(found);
-  ++num_finished_;
-}
-
-void Engine::end_all(FinishReason reason, std::string_view error) {
-  num_finished_ += std::ssize(live_);
-  (reason == FinishReason::kError ? num_failed_ : num_cancelled_) += std::ssize(live_);
-  publish_end();
-  announce_ended(true);
-  for (auto& [id, live] : live_) {
-    if (trace_.active()) record_request(live, reason);
-    live.request->finish(reason, live.text.finish(), error);
-  }
-  live_.clear();
 }
 
 }  // namespace paged

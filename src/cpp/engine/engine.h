@@ -9,7 +9,6 @@
 
 #include <atomic>
 #include <cstdint>
-#include <deque>
 #include <functional>
 #include <future>
 #include <memory>
@@ -28,7 +27,6 @@
 #include "engine/request.h"
 #include "engine/step_clock.h"
 #include "engine/step_trace.h"
-#include "engine/text_stream.h"
 #include "engine/token_table.h"
 #include "exec/executor.h"
 #include "ops/ops.h"
@@ -116,17 +114,19 @@ class Engine {
   };
   struct Live {
     std::shared_ptr<Request> request;
-    TextStream text;
     std::int32_t row = -1;  // of row_states_, where the last step that samples for it found it
     std::unique_ptr<LogitsPolicy> policy = nullptr;
-    std::int32_t num_tokens = 0;             // of the answer so far
+    bool has_token = false;
     bool started = false;                    // else it follows one that has no token yet
     std::vector<SequenceId> followers = {};  // that wait for its first token
   };
   // What every step needs of who runs in a row of the block tables, without a search for it.
-  struct RowState {
-    SequenceId id = 0;     // 0: nobody
-    Live* live = nullptr;  // of that id
+  struct alignas(64) RowState {
+    SequenceId id = 0;           // 0: nobody
+    Live* live = nullptr;        // of that id
+    Request* request = nullptr;  // its
+    bool has_policy = false;
+    bool is_plain = false;  // the next tokens concern nothing but the request and its end
     SamplingRow sampling;
   };
 
@@ -178,12 +178,15 @@ class Engine {
   void write_sampling_rows(const StepPlan& plan, InFlight& step);
   void write_extras(const ScheduledSequence& scheduled, Live& live, InFlight& step);
   void write_prompt_scores(const ScheduledSequence& scheduled, InFlight& step);
+  void mark_scheduled(Request& request) const;
   RowState enter_row(const ScheduledSequence& scheduled);
   void leave_row(SequenceId id, const Live& live);
   void finish_step();  // the oldest one in flight
   void deliver_events(const InFlight& step);
   void deliver(const TokenEvent& event, std::span<const ScoredToken> scores);
   void deliver(const TokenEvent& event, Live& live, std::span<const ScoredToken> scores);
+  bool append(const TokenEvent& event, Request& request, std::span<const ScoredToken> scores);
+  void wake_consumers();
   void ask_about_exports(InFlight& step);
   void go_on_or_end(const TokenEvent& event, Live& live, bool stopped);
   void ask_guide(const Request& request, std::vector<TokenId> tokens, std::unique_ptr<HostSample> sample);
@@ -213,11 +216,13 @@ class Engine {
   std::vector<RowState> row_states_;  // [max_num_sequences]
   std::vector<SamplingRow> sampling_rows_;
   StepExtrasBuffer extras_;
-  std::deque<InFlight> in_flight_;    // the oldest first
+  std::vector<InFlight> in_flight_;   // the oldest first
   std::vector<TokenId> sampled_;      // of a step with exports
   bool stalled_ = false;              // nothing can be scheduled before a message comes or a step is done
   std::int32_t num_not_started_ = 0;  // of live_
   std::vector<TokenEvent> events_;
+  NewsBatch news_;               // of the step's tokens, and
+  std::vector<Request*> woken_;  // whoever has threads waiting for them
   std::vector<Ended> ended_;
   std::int64_t num_steps_ = 0;
   std::int64_t num_finished_ = 0;

@@ -40,7 +40,17 @@ void Engine::write_prompt_scores(const ScheduledSequence& scheduled, InFlight& s
 
 void Engine::deliver_events(const InFlight& step) {
   if (step.scores.empty()) {
-    for (const TokenEvent& event : events_) deliver(event, {});
+    constexpr std::size_t kFar = 16, kNear = 8;
+    const auto request_at = [&](std::size_t i) {
+      return row_states_[static_cast<std::size_t>(events_[i].row)].request;
+    };
+    for (std::size_t i = 0; i < events_.size(); ++i) {
+      if (i + kFar < events_.size()) {  // a step is long: all of them may have left the caches
+        if (const Request* request = request_at(i + kFar)) request->prefetch();
+        if (const Request* request = request_at(i + kNear)) request->prefetch_end();
+      }
+      deliver(events_[i], {});
+    }
     return;
   }
   std::span<const ScoredToken> scores = executor_->extra_outputs().scores;
@@ -87,6 +97,7 @@ void Engine::take_answer(GuideAnswer& answer) {
       delivered_at_ = Request::Clock::now();
       scheduler_->supply(answer.id, answer.token, events_);
       for (const TokenEvent& event : events_) deliver(event, found->second, answer.scores);
+      wake_consumers();
       break;
     }
     case GuideAnswer::Kind::kStop: end(answer.id, FinishReason::kStop); break;

@@ -83,7 +83,7 @@ void Engine::announce_ended(bool all) {
   std::erase_if(ended_, [&](Ended& ended) {
     const Request& request = *ended.live.request;
     if (!all && request.spec().session != 0 && scheduler_->find(request.id()) != nullptr) return false;
-    ended.live.request->finish(ended.reason, ended.live.text.finish(), ended.error);
+    ended.live.request->finish(ended.reason, ended.error);
     return true;
   });
 }

@@ -3,7 +3,10 @@
 // entries than there are waits asked for (Request::notify is for one time).
 #pragma once
 
+#include <algorithm>
+#include <memory>
 #include <mutex>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -14,10 +17,11 @@ namespace paged {
 
 class NewsQueue {
  public:
-  void push(SequenceId id) {
+  void push(SequenceId id) { push(std::span(&id, 1)); }
+  void push(std::span<const SequenceId> ids) {
     {
       const std::lock_guard lock(mutex_);
-      ids_.push_back(id);
+      ids_.insert(ids_.end(), ids.begin(), ids.end());
     }
     changed_->notify_one();
   }
@@ -44,6 +48,29 @@ class NewsQueue {
   Condition changed_;
   std::vector<SequenceId> ids_;
   bool closed_ = false;
+};
+
+// News of many requests on their way: each queue gets its own at once, and whoever waits for it is woken once.
+class NewsBatch {
+ public:
+  void add(std::shared_ptr<NewsQueue> queue, SequenceId id) {
+    const auto is_same = [&](const News& news) { return news.queue == queue; };
+    auto found = std::find_if(news_.begin(), news_.end(), is_same);  // there is one queue, or a few
+    if (found == news_.end()) found = news_.insert(found, {std::move(queue), {}});
+    found->ids.push_back(id);
+  }
+
+  void send() {
+    for (const News& news : news_) news.queue->push(news.ids);
+    news_.clear();
+  }
+
+ private:
+  struct News {
+    std::shared_ptr<NewsQueue> queue;
+    std::vector<SequenceId> ids;
+  };
+  std::vector<News> news_;
 };
 
 }  // namespace paged

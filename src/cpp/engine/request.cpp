@@ -6,6 +6,13 @@
 
 namespace paged {
 
+Request::Request(SequenceId id, RequestSpec spec, std::shared_ptr<const TokenTable> token_table)
+    : decodes_at_once_(token_table != nullptr && !spec.sampling.stop.empty()),
+      id_(id),
+      spec_(std::move(spec)),
+      token_table_(std::move(token_table)),
+      stream_(spec_.sampling.stop, spec_.sampling.include_stop_str_in_output) {}
+
 void Request::check_process() const {
   if (getpid() != pid_)
     throw EngineClosedError(
@@ -13,7 +20,7 @@ void Request::check_process() const {
 }
 
 bool Request::is_ready(bool until_finished) const {
-  return finished() || (!until_finished && num_taken_tokens_ < token_ids_.size());
+  return finished() || (!until_finished && num_taken_tokens_ < tokens_.size());
 }
 
 bool Request::ready(bool until_finished) const {
@@ -46,32 +53,55 @@ void Request::notify(std::shared_ptr<NewsQueue> queue, bool until_finished) {
     watchers_.push_back({std::move(queue), until_finished});
 }
 
-void Request::wake_watchers() {
-  std::erase_if(watchers_, [&](const Watcher& watcher) {
+void Request::tell_watchers(NewsBatch& news) {
+  std::erase_if(watchers_, [&](Watcher& watcher) {
     if (!is_ready(watcher.until_finished)) return false;
-    watcher.queue->push(id_);
+    news.add(std::move(watcher.queue), id_);
     return true;
   });
 }
 
-Delta Request::answer_from(std::size_t token, std::size_t text) const {
-  const auto first = static_cast<std::ptrdiff_t>(token);
-  return {{token_ids_.begin() + first, token_ids_.end()},
-          text_.substr(text),
-          finish_reason_.load(),
-          {scores_.begin() + first * (spec_.sampling.num_logprobs + 1), scores_.end()}};
+// The tokens that have come since become text. True: a stop string is complete.
+bool Request::decode() {
+  bool stopped = false;
+  const SamplingParams& params = spec_.sampling;
+  for (; token_table_ != nullptr && num_decoded_ < tokens_.size(); ++num_decoded_) {
+    // Unless it is asked for, the text of a stop token is not part of the answer; the token itself is, as in vLLM.
+    const bool is_stop_token = ends_with_stop_token_ && num_decoded_ + 1 == tokens_.size();
+    std::string_view bytes;
+    if (!is_stop_token || params.include_stop_str_in_output)
+      bytes = token_table_->bytes_of(tokens_[num_decoded_].id, params.skip_special_tokens);
+    if (stream_.passes(bytes)) {
+      text_ += bytes;
+      continue;
+    }
+    stopped = stream_.push(bytes, !is_stop_token && std::cmp_greater_equal(num_decoded_, params.min_tokens));
+    text_ += stream_.take();
+  }
+  if (finished()) text_ += stream_.finish();
+  return stopped;
+}
+
+Delta Request::answer_from(std::size_t token, std::size_t text) {
+  decode();
+  Delta delta{{}, text_.substr(text), finish_reason_.load(), {}};
+  delta.token_ids.reserve(tokens_.size() - token);
+  for (std::size_t i = token; i < tokens_.size(); ++i) delta.token_ids.push_back(tokens_[i].id);
+  delta.scores.assign(scores_.begin() + static_cast<std::ptrdiff_t>(token) * (spec_.sampling.num_logprobs + 1),
+                      scores_.end());
+  return delta;
 }
 
 Delta Request::take() {
   check_process();
   const std::lock_guard lock(mutex_);
   Delta delta = answer_from(num_taken_tokens_, num_taken_text_);
-  num_taken_tokens_ = token_ids_.size();
+  num_taken_tokens_ = tokens_.size();
   num_taken_text_ = text_.size();
   return delta;
 }
 
-Delta Request::answer() const {
+Delta Request::answer() {
   check_process();
   const std::lock_guard lock(mutex_);
   return answer_from(0, 0);
@@ -98,13 +128,16 @@ RequestTimings Request::timings() const {
 std::int32_t Request::num_tokens() const {
   check_process();
   const std::lock_guard lock(mutex_);
-  return static_cast<std::int32_t>(token_ids_.size());
+  return static_cast<std::int32_t>(tokens_.size());
 }
 
 std::vector<float> Request::token_seconds() const {
   check_process();
   const std::lock_guard lock(mutex_);
-  return token_seconds_;
+  std::vector<float> seconds;
+  seconds.reserve(tokens_.size());
+  for (const Token& token : tokens_) seconds.push_back(token.seconds);
+  return seconds;
 }
 
 std::int32_t Request::num_cached_tokens() const {
@@ -118,16 +151,15 @@ void Request::append_prompt_scores(std::span<const ScoredToken> scores) {
   prompt_scores_.insert(prompt_scores_.end(), scores.begin(), scores.end());
 }
 
-void Request::append(TokenId token, std::string_view text, std::span<const ScoredToken> scores, Clock::time_point now) {
+Request::Appended Request::append(const NewToken& token, NewsBatch& news) {
   const std::lock_guard lock(mutex_);
-  const double seconds = since_submit(now);
-  if (timings_.first_token_seconds < 0) timings_.first_token_seconds = seconds;
-  token_seconds_.push_back(static_cast<float>(seconds));
-  token_ids_.push_back(token);
-  text_ += text;
-  scores_.insert(scores_.end(), scores.begin(), scores.end());
-  if (num_waiters_ > 0) changed_->notify_all();
-  if (!watchers_.empty()) wake_watchers();
+  const double seconds = since_submit(token.time);
+  if (tokens_.empty()) timings_.first_token_seconds = seconds;
+  tokens_.push_back({token.id, static_cast<float>(seconds)});
+  if (token.is_stop_token) ends_with_stop_token_ = true;
+  if (!token.scores.empty()) scores_.insert(scores_.end(), token.scores.begin(), token.scores.end());
+  if (!watchers_.empty()) tell_watchers(news);
+  return {decodes_at_once_ && decode(), num_waiters_ > 0};
 }
 
 void Request::set_num_cached_tokens(std::int32_t count) {
@@ -135,20 +167,25 @@ void Request::set_num_cached_tokens(std::int32_t count) {
   num_cached_tokens_ = count;
 }
 
-void Request::mark_scheduled() {
+void Request::mark_scheduled(std::int32_t max_tokens) {
   const std::lock_guard lock(mutex_);
-  if (timings_.queued_seconds < 0) timings_.queued_seconds = since_submit();
+  if (timings_.queued_seconds >= 0) return;
+  timings_.queued_seconds = since_submit();
+  tokens_.reserve(static_cast<std::size_t>(max_tokens));  // so that decoding never allocates
 }
 
-void Request::finish(FinishReason reason, std::string_view text, std::string_view error) {
-  const std::lock_guard lock(mutex_);
-  if (finished()) return;
-  timings_.total_seconds = since_submit();
-  text_ += text;
-  error_ = error;
-  finish_reason_ = reason;
-  changed_->notify_all();
-  wake_watchers();
+void Request::finish(FinishReason reason, std::string_view error) {
+  NewsBatch news;
+  {
+    const std::lock_guard lock(mutex_);
+    if (finished()) return;
+    timings_.total_seconds = since_submit();
+    error_ = error;
+    finish_reason_ = reason;
+    tell_watchers(news);
+  }
+  wake();
+  news.send();
 }
 
 }  // namespace paged

@@ -2,6 +2,7 @@
 // One request, seen from both sides: what was asked, and the outbox between the engine thread, which appends, and the
 // application's threads, which wait and take. A request keeps its whole answer, at most max_tokens tokens and their
 // text, and a mark up to which it was taken: a slow or absent consumer costs no more than that and holds nobody up.
+// Where no stop string asks for it, the text of tokens is made by whoever takes it: the engine thread only appends.
 #pragma once
 
 #include <unistd.h>
@@ -18,8 +19,11 @@
 #include <vector>
 
 #include "base/condition.h"
+#include "base/prefetch.h"
 #include "core/types.h"
 #include "engine/news_queue.h"
+#include "engine/text_stream.h"
+#include "engine/token_table.h"
 #include "ops/logits_ops.h"
 
 namespace paged {
@@ -93,11 +97,19 @@ struct RequestTimings {
   double total_seconds = -1.0;
 };
 
-class Request {
+struct NewToken {
+  TokenId id = 0;
+  bool is_stop_token = false;           // the answer ends with it
+  std::span<const ScoredToken> scores;  // its own, if they are asked for
+  std::chrono::steady_clock::time_point time;
+};
+
+class alignas(64) Request {
  public:
   using Clock = std::chrono::steady_clock;
 
-  Request(SequenceId id, RequestSpec spec) : id_(id), spec_(std::move(spec)), submitted_(Clock::now()) {}
+  // Without a table there is no text.
+  Request(SequenceId id, RequestSpec spec, std::shared_ptr<const TokenTable> token_table);
 
   SequenceId id() const { return id_; }
   const RequestSpec& spec() const { return spec_; }
@@ -109,8 +121,8 @@ class Request {
   bool wait_finished_for(std::chrono::milliseconds timeout);  // true: it has finished
   // Once, as soon as it is ready: pushes the id to the queue.
   void notify(std::shared_ptr<NewsQueue> queue, bool until_finished);
-  Delta take();          // what has come since the last take
-  Delta answer() const;  // all that has come
+  Delta take();    // what has come since the last take
+  Delta answer();  // all that has come
   // Of the prompt's tokens so far: 1 + num_prompt_logprobs entries each, the token's own first.
   std::vector<ScoredToken> prompt_scores() const;
   bool finished() const { return finish_reason_.load() != FinishReason::kNone; }
@@ -120,49 +132,69 @@ class Request {
   std::vector<float> token_seconds() const;  // when each token came, since submit
   std::int32_t num_cached_tokens() const;
 
-  // Engine side.
-  void append(TokenId token, std::string_view text, std::span<const ScoredToken> scores, Clock::time_point now);
+  // Engine side. wake() is to be called for whoever waits once nothing more is to be done at once.
+  struct Appended {
+    bool stopped = false;     // a stop string is complete
+    bool has_waiter = false;  // a thread
+  };
+  Appended append(const NewToken& token, NewsBatch& news);
+  // That append() comes soon: first what it reads, then, once that is there, where it writes.
+  PAGED_PREFETCH void prefetch() const { prefetch_to_write(this, kHotBytes); }
+  PAGED_PREFETCH void prefetch_end() const { prefetch_to_write(tokens_.data() + tokens_.size(), 1); }
+  void wake() { changed_->notify_all(); }
   void append_prompt_scores(std::span<const ScoredToken> scores);
   void set_num_cached_tokens(std::int32_t count);
-  void mark_scheduled();  // the first time counts
+  // The first time counts. max_tokens: that may come.
+  void mark_scheduled(std::int32_t max_tokens);
   Clock::time_point submitted() const { return submitted_; }
-  void finish(FinishReason reason, std::string_view text, std::string_view error = {});
+  void finish(FinishReason reason, std::string_view error = {});
 
  private:
   struct Watcher {
     std::shared_ptr<NewsQueue> queue;
     bool until_finished;
   };
+  struct Token {
+    TokenId id;
+    float seconds;  // since submit
+  };
 
   // Of a forked child: locks may be held for ever there, so it comes first.
   void check_process() const;
   bool is_ready(bool until_finished) const;
-  Delta answer_from(std::size_t token, std::size_t text) const;
-  void wake_watchers();
+  bool decode();
+  Delta answer_from(std::size_t token, std::size_t text);
+  void tell_watchers(NewsBatch& news);
   double since_submit(Clock::time_point now = Clock::now()) const {
     return std::chrono::duration<double>(now - submitted_).count();
   }
 
+  // What each token touches stands together: between two steps all of it may leave the caches.
+  static constexpr std::size_t kHotBytes = 128;
+  mutable std::mutex mutex_;
+  std::vector<Token> tokens_;
+  const Clock::time_point submitted_ = Clock::now();
+  std::vector<Watcher> watchers_;
+  std::int32_t num_waiters_ = 0;  // threads that want every delta; others wake only at the end
+  std::atomic<FinishReason> finish_reason_{FinishReason::kNone};  // written under the lock
+  bool ends_with_stop_token_ = false;
+  const bool decodes_at_once_;       // for stop strings
+  std::vector<ScoredToken> scores_;  // of tokens_
+
   const SequenceId id_;
   const RequestSpec spec_;
   const pid_t pid_ = getpid();
-  const Clock::time_point submitted_;
-
-  mutable std::mutex mutex_;
-  Condition changed_;
-  std::vector<TokenId> token_ids_;
+  const std::shared_ptr<const TokenTable> token_table_;
+  TextStream stream_;
+  std::size_t num_decoded_ = 0;  // of tokens_: their text is in stream_ and text_
   std::string text_;
   std::size_t num_taken_tokens_ = 0;
-  std::size_t num_taken_text_ = 0;   // bytes
-  std::vector<ScoredToken> scores_;  // of token_ids_
+  std::size_t num_taken_text_ = 0;  // bytes
   std::vector<ScoredToken> prompt_scores_;
-  std::atomic<FinishReason> finish_reason_{FinishReason::kNone};  // written under the lock
   std::string error_;
   RequestTimings timings_;
-  std::vector<float> token_seconds_;
   std::int32_t num_cached_tokens_ = 0;
-  std::int32_t num_waiters_ = 0;  // those that want every delta; others wake only at the end
-  std::vector<Watcher> watchers_;
+  Condition changed_;
 };
 
 }  // namespace paged
