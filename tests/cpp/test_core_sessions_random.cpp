@@ -21,7 +21,7 @@ using test::Simulation;
 struct Totals {
   std::int64_t num_missed = 0, num_reused = 0;
   std::int64_t num_stored = 0, num_loaded = 0, num_from_disk = 0;
-  std::int64_t num_unreadable = 0, num_unreadable_tokens = 0, num_cancelled = 0;
+  std::int64_t num_unreadable = 0, num_unreadable_tokens = 0, num_cancelled = 0, num_prefetched = 0;
 };
 
 class RandomSessions {
@@ -64,6 +64,7 @@ class RandomSessions {
     totals.num_unreadable += num_unreadable_;
     totals.num_unreadable_tokens += num_unreadable_tokens_;
     totals.num_cancelled += num_cancelled_;
+    totals.num_prefetched += num_prefetched_;
   }
 
  private:
@@ -101,7 +102,10 @@ class RandomSessions {
     if (!open_.empty() && below(2)) {
       const SessionId id = any();
       if (below(2)) {
-        if (table().prefetch(id).num_blocks > 0 && below(2)) below(2) ? table().demote(id) : table().rewind(id, 1);
+        const std::int32_t num_prefetched = table().prefetch(id).num_blocks;
+        num_prefetched_ += num_prefetched;
+        simulation_.scheduler.check_integrity();
+        if (num_prefetched > 0 && below(2)) below(2) ? table().demote(id) : table().rewind(id, 1);
       } else {
         table().demote(id, below(2) ? Tier::kHost : Tier::kDisk);
       }
@@ -139,11 +143,13 @@ class RandomSessions {
     return {{{0.1, seconds / 2}, {0.9, seconds * 3}}};
   }
 
+  int limit() const { return std::min(config_.max_model_len, config_.num_blocks * config_.block_size); }
+
   void turn(SessionId id, std::int32_t length) {
-    const int limit = std::min(config_.max_model_len, config_.num_blocks * config_.block_size);
-    if (!table().may_begin_turn(id) || length + 10 >= limit) return;
+    if (!table().may_begin_turn(id) || length + 10 >= limit()) return;
     SequenceSpec spec{.id = next_id_++, .session = id};
-    for (int i = 1 + below(std::min(12, limit - length - 2)); i > 0; --i) spec.prompt.push_back(below(8) == 0 ? 1 : 0);
+    for (int i = 1 + below(std::min(12, limit() - length - 2)); i > 0; --i)
+      spec.prompt.push_back(below(8) == 0 ? 1 : 0);
     spec.stop.max_total_tokens = length + static_cast<std::int32_t>(spec.prompt.size()) + 1 + below(6);
     spec.keeps_answer = below(4) != 0;
     added_.push_back(simulation_.add_turn(spec));
@@ -151,7 +157,7 @@ class RandomSessions {
 
   void add() {
     SequenceSpec spec{.id = next_id_++};
-    for (int i = 1 + below(25); i > 0; --i) spec.prompt.push_back(below(8) == 0 ? 1 : 0);
+    for (int i = 1 + below(std::min(25, limit() - 1)); i > 0; --i) spec.prompt.push_back(below(8) == 0 ? 1 : 0);
     spec.stop.max_total_tokens = static_cast<std::int32_t>(spec.prompt.size()) + 1 + below(6);
     simulation_.add(spec);
     added_.push_back(spec);
@@ -199,12 +205,13 @@ class RandomSessions {
   std::int64_t num_unreadable_tokens_ = 0;
   std::int64_t num_unreadable_ = 0;
   std::int64_t num_cancelled_ = 0;
+  std::int64_t num_prefetched_ = 0;
   bool fails_to_write_;
   bool is_timed_;
 };
 
 template <typename MakePolicy>
-Totals run_seeds(const MakePolicy& make_policy, std::int32_t num_blocks, const TierSizes& lower = {}) {
+Totals run_all_seeds(const MakePolicy& make_policy, std::int32_t num_blocks, const TierSizes& lower) {
   Totals totals;
   for (unsigned seed = 0; seed < 12; ++seed) {
     SchedulerConfig config{.num_blocks = num_blocks,
@@ -221,6 +228,12 @@ Totals run_seeds(const MakePolicy& make_policy, std::int32_t num_blocks, const T
     sessions.run(400);
     sessions.add_to(totals);
   }
+  return totals;
+}
+
+template <typename MakePolicy>
+Totals run_seeds(const MakePolicy& make_policy, std::int32_t num_blocks, const TierSizes& lower = {}) {
+  const Totals totals = run_all_seeds(make_policy, num_blocks, lower);
   CHECK(totals.num_reused > 1000, totals.num_reused);
   if (lower.host + lower.disk > 0) {
     CHECK(totals.num_stored > 1000, totals.num_stored);
@@ -248,6 +261,15 @@ TEST(random_sessions_with_a_host_tier_and_a_disk) {
     num_unreadable_tokens += totals.num_unreadable_tokens;
   }
   CHECK(num_unreadable_tokens > 0, "nobody was told why");
+}
+// Where those that run, transfers, leases and floors leave few blocks free, or none.
+TEST(random_sessions_that_prefetch_into_small_pools) {
+  std::int64_t num_prefetched = 0;
+  for (const std::int32_t num_blocks : {6, 9, 13, 20})
+    for (const TierSizes lower : {TierSizes{60, 0}, {0, 60}, {8, 60}})
+      num_prefetched +=
+          run_all_seeds([] { return std::make_shared<HazardPolicy>(); }, num_blocks, lower).num_prefetched;
+  CHECK(num_prefetched > 200, num_prefetched);
 }
 TEST(random_sessions_under_lru_with_tiers) {
   run_seeds([] { return std::make_shared<LruPolicy>(); }, 40, {.host = 60});

@@ -20,15 +20,16 @@ SequenceSpec request(SequenceId id, std::int32_t num_blocks, std::int32_t num_ge
   return spec;
 }
 
+const SchedulerConfig kWithHost = {.num_blocks = kNumBlocks,
+                                   .block_size = 4,
+                                   .max_num_sequences = 8,
+                                   .max_num_batched_tokens = 64,
+                                   .max_model_len = 400,
+                                   .num_host_blocks = 40};
+
 // A session of six blocks, stored on the host, of which a request of `num_taken` blocks has taken the last ones from
-// the device. Prefetched while another request runs in `num_running` blocks. Blocks loaded.
-std::int32_t prefetch_beside(std::int32_t num_taken, std::int32_t num_running) {
-  test::Simulation simulation({.num_blocks = kNumBlocks,
-                               .block_size = 4,
-                               .max_num_sequences = 8,
-                               .max_num_batched_tokens = 64,
-                               .max_model_len = 400,
-                               .num_host_blocks = 40});
+// the device.
+SessionId session_on_host(test::Simulation& simulation, std::int32_t num_taken) {
   SessionTable& sessions = simulation.scheduler.sessions();
   const SessionId id = simulation.scheduler.open_session({"", 1.0});
   SequenceSpec turn = request(1, 6, 1);
@@ -42,6 +43,14 @@ std::int32_t prefetch_beside(std::int32_t num_taken, std::int32_t num_running) {
   }
   simulation.add(request(2, num_taken, 1));
   simulation.run();
+  return id;
+}
+
+// Prefetched while another request runs in `num_running` blocks. Blocks loaded.
+std::int32_t prefetch_beside(std::int32_t num_taken, std::int32_t num_running) {
+  test::Simulation simulation(kWithHost);
+  SessionTable& sessions = simulation.scheduler.sessions();
+  const SessionId id = session_on_host(simulation, num_taken);
   simulation.add(request(3, num_running, 3));
   while (simulation.scheduler.find(3)->num_computed_tokens == 0) simulation.step();
 
@@ -60,6 +69,26 @@ TEST(a_prefetch_takes_no_more_than_is_free_beside_what_it_continues) {
     for (std::int32_t num_running = 1; num_running <= kNumBlocks; ++num_running)
       num_loaded += prefetch_beside(num_taken, num_running);
   CHECK(num_loaded > 0);
+}
+
+// Else they are the first to go before the turn is admitted, and are loaded again and again.
+TEST(what_is_loaded_for_a_turn_is_its_sessions_at_once) {
+  test::Simulation simulation(kWithHost);
+  SessionTable& sessions = simulation.scheduler.sessions();
+  const SessionId id = session_on_host(simulation, kNumBlocks);
+  const std::int32_t num_before = sessions.report(id).num_resident_blocks;
+  SequenceSpec turn = request(3, 1, 1);
+  turn.session = id;
+  turn.stop.max_total_tokens = 100;
+  simulation.add_turn(turn);
+  CHECK(!simulation.launch(), "it waits for what is loaded");
+  const auto num_loading = static_cast<std::int32_t>(simulation.transfers.front().copies.size());
+  CHECK(num_loading > 0 && simulation.transfers.front().is_load());
+  simulation.end_transfer();
+  CHECK_EQ(sessions.report(id).num_resident_blocks, num_before + num_loading);
+  CHECK(sessions.find(id)->state == SessionState::kQueued || sessions.find(id)->state == SessionState::kWaitsForRoom);
+  simulation.run();
+  CHECK_EQ(simulation.scheduler.blocks().traffic(Tier::kHost).num_loaded, num_loading);
 }
 
 // Turns of a session, each after others have taken its blocks; they come back from the tier in so many seconds for a

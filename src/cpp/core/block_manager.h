@@ -194,7 +194,8 @@ class BlockManager {
   Residency residency(ContentId root, std::span<const TokenId> tokens) const;
   std::vector<BlockTransfer> take_transfers();
   std::vector<TransferId> take_cancelled();  // which may have ended meanwhile
-  void finish_transfer(TransferId id, const TransferEnd& end = {});
+  // The session for which it loaded; 0: none.
+  SessionId finish_transfer(TransferId id, const TransferEnd& end = {});
   bool has_transfers() const { return !moving_.empty(); }
   bool is_loading(SessionId session) const;  // for it
   void count_transfer_references(std::vector<std::int32_t>& references) const;

@@ -296,7 +296,7 @@ Residency BlockManager::residency(ContentId parent, std::span<const TokenId> tok
   return residency;
 }
 
-void BlockManager::finish_transfer(TransferId id, const TransferEnd& end) {
+SessionId BlockManager::finish_transfer(TransferId id, const TransferEnd& end) {
   const auto found = moving_.find(id);
   PAGED_INVARIANT(found != moving_.end(), "transfer ", id, " ends, which never began");
   const Moving moving = std::move(found->second);
@@ -321,6 +321,7 @@ void BlockManager::finish_transfer(TransferId id, const TransferEnd& end) {
     finish_store(moving, num_done);
   }
   spill_ahead();
+  return moving.session;
 }
 
 void BlockManager::finish_store(const Moving& moving, std::int32_t num_done) {

@@ -134,8 +134,7 @@ class Scheduler {
   std::vector<BlockTransfer> take_transfers() { return blocks_.take_transfers(); }
   std::vector<TransferId> take_cancelled() { return blocks_.take_cancelled(); }
   void finish_transfer(TransferId id, const TransferEnd& end = {}) {
-    blocks_.finish_transfer(id, end);
-    sessions_.transfer_finished();
+    sessions_.transfer_finished(blocks_.finish_transfer(id, end));
   }
 
   // Null if unknown; valid until the sequence has ended and no step in flight includes it.

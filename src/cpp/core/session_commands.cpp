@@ -196,17 +196,25 @@ Receipt SessionTable::prefetch(SessionId id) {
           std::to_string(num_left) + " blocks stay where they are: the rest of the device is held or in use"};
 }
 
-void SessionTable::transfer_finished() {
+// What was loaded for a turn that waits is its session's, lest it go again before the turn begins.
+void SessionTable::transfer_finished(SessionId loaded_for) {
+  const auto waiting = sessions_.find(loaded_for);
+  if (waiting != sessions_.end() && has_turn(*waiting->second) && waiting->second->state != SessionState::kRunning)
+    adopt(*waiting->second);
   for (const SessionId id : std::exchange(fetching_, {})) {
     const auto found = sessions_.find(id);
     if (found == sessions_.end() || has_turn(*found->second)) continue;
     Session& session = *found->second;
-    const ContentId root = blocks_.acquire_root(session.spec.tenant);
-    blocks_.adopt(session.slot, root, session.tokens);
-    blocks_.release_root(root);
-    renew_score(session);
+    adopt(session);
     if (blocks_.is_loading(id)) fetching_.push_back(id);
   }
+}
+
+void SessionTable::adopt(Session& session) {
+  const ContentId root = blocks_.acquire_root(session.spec.tenant);
+  blocks_.adopt(session.slot, root, session.tokens);
+  blocks_.release_root(root);
+  renew_score(session);
 }
 
 Receipt SessionTable::set_floor(const std::string& tenant, std::int32_t num_blocks) {

@@ -56,7 +56,7 @@ class SessionTable {
   // What the tiers below have of it begins to come back, as far as there is room that is held for nobody; until it is
   // closed, goes back, is demoted or pauses, or a signal says that it is not back as soon.
   Receipt prefetch(SessionId id);
-  void transfer_finished();
+  void transfer_finished(SessionId loaded_for);  // 0: for none
   SessionReport report(SessionId id);
 
   // Turns. The prompt is the session's tokens and what the turn appends.
@@ -95,6 +95,7 @@ class SessionTable {
   void enter(Session& session, SessionState state);
   void changed(Session& session);
   void renew_score(Session& session);
+  void adopt(Session& session);
   void drop(Session& session);
   void evicted(const Eviction& eviction);
 
