@@ -47,7 +47,7 @@ VENDOR_WORD = re.compile(
 SOURCES = {".h", ".cuh", ".cpp", ".cu", ".hip"}
 # Python folders and what of paged they may import.
 MAY_IMPORT = {
-    "loading": {"loading", "progress"},
+    "loading": {"loading", "progress", "_C"},
     "text": {"text", "loading"},
     "program": {"program", "loading", "_C", "late_progress"},
     "models": {"models", "program", "model_config"},

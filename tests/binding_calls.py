@@ -51,6 +51,7 @@ PROGRAM: Arguments = {
     "num_layers": 1, "num_kv_heads": 2, "head_dim": 8, "dtype": "float32", "arena_bytes": 8192, "max_tokens": 16,
     "max_logits_rows": 4, "vocab_size": VOCAB, "max_positions": POSITIONS,
 }  # fmt: skip
+STRINGS = b"\1" + bytes(7) + b"a" + b"\2" + bytes(7) + b"bc"
 ATTENTION: Arguments = {"num_heads": 2, "head_dim": 8, "rotary_dim": 8, "scale": 0.3}
 
 
@@ -235,6 +236,8 @@ def program_calls() -> dict[str, Call]:
     del gpu["threads"]
     value_arguments = {"offset": 0, "rows": "tokens", "cols": 4, "row_stride": 4, "dtype": "float32"}
     calls: dict[str, Call] = {
+        "skip_strings": (_C.skip_strings, {"data": STRINGS, "position": 0, "count": 2}),
+        "read_strings": (_C.read_strings, {"data": STRINGS, "position": 0, "first": 1, "count": 1}),
         "ThreadPool": (_C.ThreadPool, {"num_threads": 1}),
         "Value": (_C.Value, value_arguments),
         "Program": (_C.Program, PROGRAM),

@@ -141,7 +141,7 @@ def _tensor(name: bytes, dimensions: list[int], type: int = 0, offset: int = 0) 
         (_head(_string(b"k") + struct.pack("<I", 99), pairs=1), "unknown metadata type 99"),
         (_head(_string(b"k") + struct.pack("<IIQ", 9, 9, 1), bytes(40), pairs=1), "element type 9"),
         (_head(_string(b"k") + struct.pack("<IIQ", 9, 8, 1 << 61), bytes(40), pairs=1), "strings need at least"),
-        (_head(_string(b"k") + struct.pack("<IIQQ", 9, 8, 1, 1 << 63), bytes(40), pairs=1), "ends at byte"),
+        (_head(_string(b"k") + struct.pack("<IIQQ", 9, 8, 1, 1 << 63), bytes(40), pairs=1), "goes beyond the end"),
         (_head(_string(b"k") + struct.pack("<IIQ", 9, 5, 1 << 62), bytes(40), pairs=1), "elements need at least"),
         (_head(struct.pack("<Q", 1 << 40), bytes(40), pairs=1), "name of at most"),
         (_head(_string(b"\xff") + bytes(40), pairs=1), "not UTF-8"),

@@ -7,7 +7,12 @@ import re
 from tokenizers import pre_tokenizers
 
 from paged.text.special_tokens import SpecialTokens
-from paged.text.token_bytes import TokenBytes, byte_level_alphabet, byte_level_pieces, sentencepiece_pieces
+from paged.text.token_bytes import TokenBytes, byte_level_alphabet, byte_level_table, sentencepiece_pieces
+
+
+def pieces(tokens: list[str]) -> list[bytes]:
+    table = byte_level_table(tokens, [])
+    return [table[token] for token in range(len(table))]
 
 
 def test_the_alphabet_is_that_of_the_tokenizers_library() -> None:
@@ -18,10 +23,10 @@ def test_the_alphabet_is_that_of_the_tokenizers_library() -> None:
 
 def test_byte_level_tokens_are_bytes_and_foreign_ones_their_own_text() -> None:
     alphabet = byte_level_alphabet()
-    assert byte_level_pieces(list(alphabet)) == [bytes([byte]) for byte in range(256)]
+    assert pieces(list(alphabet)) == [bytes([byte]) for byte in range(256)]
     tokens = ["Ġa", "日本", "", "ÃŁ", "a b", "x"]
-    assert byte_level_pieces(tokens) == [b" a", "日本".encode(), b"", "ß".encode(), b"a b", b"x"]
-    assert byte_level_pieces([]) == []
+    assert pieces(tokens) == [b" a", "日本".encode(), b"", "ß".encode(), b"a b", b"x"]
+    assert pieces([]) == []
 
 
 def test_sentencepiece_tokens() -> None:

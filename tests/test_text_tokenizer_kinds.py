@@ -3,9 +3,11 @@
 
 import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import sentencepiece
 import tokenizers
@@ -19,6 +21,7 @@ from paged.loading.checkpoint import Checkpoint
 from paged.loading.gguf_file import GgufFile
 from paged.text import Tokenizer, load_tokenizer
 from paged.text import sentencepiece_model as spm
+from paged.text.byte_level_json import byte_level_tokens
 from paged.text.gguf_backend import load_gguf_tokenizer
 from paged.text.gguf_pre_tokenizers import splitting_of
 from paged.text.sentencepiece_backend import load_processor
@@ -116,6 +119,46 @@ def test_a_panic_of_the_library_is_an_ordinary_error(tmp_path: Path) -> None:
     path.write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: tokenizers refuses it"):
         load_tokenizers(tmp_path).encoder.encode("x", True)
+
+
+def test_a_byte_level_json_is_read_as_the_library_reads_it(tmp_path: Path) -> None:
+    oracle = _llama3(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    tokens = byte_level_tokens(content)
+    assert tokens is not None and len(tokens.table) == oracle.get_vocab_size(with_added_tokens=True)
+    assert tokens.added == {token.content: i for i, token in oracle.get_added_tokens_decoder().items()}
+    special = {i for i, token in oracle.get_added_tokens_decoder().items() if token.special}
+    assert set(np.flatnonzero(tokens.table.is_special).tolist()) == special
+    moved = dict(tokens.added)
+    moved[next(iter(moved))] = 9
+    for size, added in ((len(tokens.table) - 1, tokens.added), (len(tokens.table), moved)):
+        with pytest.raises(CheckpointError, match=r"x: expected \d+ tokens, found \d+; elsewhere"):
+            tokens.check(size, dict(added), "x")
+
+
+def test_what_is_no_plain_byte_level_json_is_left_to_the_library(tmp_path: Path) -> None:
+    _llama3(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    model, added = content["model"], content["added_tokens"]
+    last = {**added[-1], "id": added[-1]["id"] + 1}
+    changes: list[dict[str, Any]] = [
+        {"decoder": None}, {"decoder": {"type": "Fuse"}}, {"model": {**model, "type": "WordLevel"}},
+        {"model": {**model, "vocab": {}}, "added_tokens": None}, {"model": {**model, "vocab": {"a": "b"}}},
+        {"model": {**model, "vocab": {**model["vocab"], "b": 1 << 21}}}, {"added_tokens": [*added[:-1], last]},
+        {"added_tokens": [*added, added[0]]}, {"added_tokens": ["a"]},
+        {"model": {**model, "vocab": {("\ud800" if i == 0 else t): i for t, i in model["vocab"].items()}}},
+    ]  # fmt: skip
+    for change in changes:
+        assert byte_level_tokens(content | change) is None, change.keys()
+
+
+def test_the_library_reads_a_file_when_a_text_is_encoded(tmp_path: Path) -> None:
+    oracle = _llama3(tmp_path)
+    backend = load_tokenizers(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: backend.encoder.encode("hello", True), range(8)))
+    assert answers == [oracle.encode("hello").ids] * 8
 
 
 def test_a_folder_without_a_tokenizer_has_none(tmp_path: Path) -> None:
@@ -250,7 +293,7 @@ def test_a_gguf_vocabulary_frames_text_as_told(tmp_path: Path, kind: str, bos: b
 def test_broken_gguf_vocabularies_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     path = write_llama_gguf(tmp_path / "m.gguf", **_vocabulary(**changes))
     with pytest.raises(CheckpointError, match=message):
-        load_gguf_tokenizer(GgufFile(path))
+        load_gguf_tokenizer(GgufFile(path)).encoder.encode("a", True)
 
 
 @pytest.mark.parametrize("name", ["default", "gpt-2", "llama-bpe", "qwen2", "smollm"])

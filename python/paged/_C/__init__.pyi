@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Types of the C++ core. What lies here may change between versions: use the `paged` package."""
 
+import mmap
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal, Protocol
 
@@ -25,6 +26,9 @@ class DeviceError(RuntimeError):
 
 class EngineClosedError(RuntimeError):
     """The engine was closed, or is used in a process forked from the one that made it."""
+
+def skip_strings(*, data: mmap.mmap | bytes, position: int, count: int) -> int: ...
+def read_strings(*, data: mmap.mmap | bytes, position: int, first: int, count: int) -> list[str]: ...
 
 class ThreadPool:
     def __init__(self, num_threads: int) -> None: ...

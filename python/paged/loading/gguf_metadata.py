@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads the head of a GGUF file: a cursor over untrusted bytes, and metadata values.
 
-Arrays are only walked over while parsing and decoded when asked for: a vocabulary has up to 262144 strings. Cost of the
-walk: about 0.15 us a string; a numeric array costs nothing. Every length is checked before it is believed.
+Arrays are only walked over while parsing and decoded when asked for: a vocabulary has up to 262144 strings. Every
+length is checked before it is believed.
 """
 
+import mmap
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from paged import _C
 from paged.loading.errors import CheckpointError
 from paged.loading.mapped_file import MappedFile
 
@@ -25,38 +28,41 @@ _MAX_NAME_BYTES = 65535
 
 @dataclass(frozen=True, eq=False, slots=True)
 class GgufArray:
-    """A metadata array not yet decoded. Strings: `starts[i]` to `ends[i]`; numbers: `starts[0]` onwards."""
+    """A metadata array not yet decoded: bytes `start` to `end` of `buffer`."""
 
-    file: MappedFile
+    path: Path
+    buffer: mmap.mmap | bytes
     type: int
     count: int
-    starts: list[int]
-    ends: list[int]
+    start: int
+    end: int
 
     def strings(self) -> list[str]:
         """Raises CheckpointError if these are not strings or not UTF-8."""
-        return self._decode(range(self.count))
+        return self._decode(0, self.count)
 
     def string(self, index: int) -> str:
         """One of them, 0 <= index < count."""
-        return self._decode(range(index, index + 1))[0]
+        return self._decode(index, 1)[0]
 
-    def _decode(self, indices: range) -> list[str]:
+    def _decode(self, first: int, count: int) -> list[str]:
         if self.type != _STRING:
-            raise CheckpointError(f"{self.file.path}: expected an array of strings, found type {self.type}")
-        buffer, chosen = self.file.buffer, slice(indices.start, indices.stop)
+            raise CheckpointError(f"{self.path}: expected an array of strings, found type {self.type}")
         try:
-            return [
-                buffer[start:end].decode() for start, end in zip(self.starts[chosen], self.ends[chosen], strict=True)
-            ]
+            return _C.read_strings(data=self.buffer, position=self.start, first=first, count=count)
         except UnicodeDecodeError as error:
-            raise CheckpointError(f"{self.file.path}: a string in a metadata array is not UTF-8: {error}") from error
+            raise CheckpointError(f"{self.path}: a string in a metadata array is not UTF-8: {error}") from error
 
     def numbers(self) -> npt.NDArray[Any]:
         """[count], a copy. Raises CheckpointError if these are strings."""
         if self.type == _STRING:
-            raise CheckpointError(f"{self.file.path}: expected an array of numbers, found strings")
-        return np.frombuffer(self.file.buffer, _SCALARS[self.type], self.count, self.starts[0]).copy()
+            raise CheckpointError(f"{self.path}: expected an array of numbers, found strings")
+        return np.frombuffer(self.buffer, _SCALARS[self.type], self.count, self.start).copy()
+
+    def detached(self) -> "GgufArray":
+        """A copy that can be read when the file is closed."""
+        data = bytes(self.buffer[self.start : self.end])
+        return GgufArray(self.path, data, self.type, self.count, 0, len(data))
 
 
 Value = int | float | bool | str | GgufArray
@@ -122,29 +128,17 @@ class Cursor:
         type = self.u32()
         if type != _STRING and type not in _SCALARS:
             raise self.error(f"expected an array of numbers or strings, found element type {type}")
-        if type != _STRING:
-            size = np.dtype(_SCALARS[type]).itemsize
-            count = self.count(size, "array elements")
-            return GgufArray(self._file, type, count, [self._take(count * size)], [])
-        count = self.count(8, "strings")
-        starts, ends = self._walk_strings(count)
-        return GgufArray(self._file, type, count, starts, ends)
+        size = 8 if type == _STRING else np.dtype(_SCALARS[type]).itemsize
+        count = self.count(size, "strings" if type == _STRING else "array elements")
+        start = self.position
+        if type == _STRING:
+            self._skip_strings(count)
+        else:
+            self._take(count * size)
+        return GgufArray(self._file.path, self._file.buffer, type, count, start, self.position)
 
-    def _walk_strings(self, count: int) -> tuple[list[int], list[int]]:
-        """The bounds of `count` strings, each after its 64-bit length. The hot loop of opening a file."""
-        buffer, size, position = self._file.buffer, self._file.size, self.position
-        unpack = _U64.unpack_from
-        starts: list[int] = []
-        ends: list[int] = []
+    def _skip_strings(self, count: int) -> None:
         try:
-            for _ in range(count):
-                start = position + 8
-                position = start + unpack(buffer, position)[0]
-                if position > size:
-                    raise self.error(f"a string of an array ends at byte {position}, the file at byte {size}")
-                starts.append(start)
-                ends.append(position)
-        except struct.error as error:
-            raise self.error(f"an array of {count} strings is cut short by the end of the file") from error
-        self.position = position
-        return starts, ends
+            self.position = _C.skip_strings(data=self._file.buffer, position=self.position, count=count)
+        except ValueError as error:
+            raise self.error(f"an array of {count} strings: {error}") from error

@@ -16,9 +16,9 @@ from paged.loading.errors import CheckpointError
 from paged.loading.gguf_file import GgufFile
 from paged.loading.gguf_metadata import GgufArray
 from paged.text import sentencepiece_model as spm
-from paged.text.backend import Backend
+from paged.text.backend import Backend, Encoder, LateEncoder
 from paged.text.gguf_pre_tokenizers import Splitting, splitting_of
-from paged.text.token_bytes import TokenBytes, byte_level_pieces, sentencepiece_pieces
+from paged.text.token_bytes import TokenBytes, byte_level_table, sentencepiece_pieces
 
 _KEY = "tokenizer.ggml."
 
@@ -90,34 +90,53 @@ def _framing_ids(file: GgufFile, vocabulary: _Vocabulary, adds_bos: bool) -> tup
     return bos, eos
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class _ByteLevel:
+    """What an encoder is made of, apart from the file, which is closed by then."""
+
+    tokens: GgufArray
+    merges: GgufArray
+    special: list[int]
+    added: list[int]
+    splitting: Splitting
+    framing: tuple[int | None, int | None]  # bos and eos, where they go around text
+
+    def encoder(self) -> Encoder:
+        """Raises CheckpointError if the merges are broken."""
+        import tokenizers
+
+        from paged.text.tokenizers_backend import TokenizersEncoder, library_errors
+
+        where, tokens = str(self.tokens.path), self.tokens.strings()
+        ids = dict(zip(tokens, range(len(tokens)), strict=True))
+        with library_errors(f"{where}: {_KEY}merges"):
+            bpe = tokenizers.models.BPE(ids, _pairs(self.merges), ignore_merges=self.splitting.ignore_merges)
+        tokenizer = tokenizers.Tokenizer(bpe)
+        _configure(tokenizer, self.splitting)
+        tokenizer.add_special_tokens([tokens[token] for token in self.special])
+        tokenizer.add_tokens([tokenizers.AddedToken(tokens[token], normalized=False) for token in self.added])
+        _frame(tokenizer, self.framing, tokens)
+        return TokenizersEncoder(tokenizer, where)
+
+
 def _byte_level(file: GgufFile, vocabulary: _Vocabulary) -> Backend:
-    import tokenizers
-
-    from paged.text.tokenizers_backend import TokenizersEncoder, library_errors
-
     splitting = splitting_of(file.metadata.get(_KEY + "pre", "default"), str(file.path))
-    merges = _merges(file)
-    ids = dict(zip(vocabulary.tokens, range(len(vocabulary.tokens)), strict=True))
-    with library_errors(f"{file.path}: {_KEY}merges"):
-        bpe = tokenizers.models.BPE(ids, merges, ignore_merges=splitting.ignore_merges)
-    tokenizer = tokenizers.Tokenizer(bpe)
-    _configure(tokenizer, splitting)
-    special = vocabulary.ids(spm.CONTROL, spm.UNKNOWN)
-    tokenizer.add_special_tokens(sorted(special, key=special.__getitem__))
-    added = vocabulary.ids(spm.USER_DEFINED)
-    tokenizer.add_tokens([tokenizers.AddedToken(token, normalized=False) for token in added])
-    _frame(tokenizer, *_framing_ids(file, vocabulary, splitting.adds_bos), vocabulary)
-    token_bytes = TokenBytes.of(byte_level_pieces(vocabulary.tokens), special.values())
-    return Backend(TokenizersEncoder(tokenizer, str(file.path)), token_bytes)
+    special = list(vocabulary.ids(spm.CONTROL, spm.UNKNOWN).values())
+    source = _ByteLevel(
+        _array(file, "tokens").detached(), _array(file, "merges").detached(), special,
+        list(vocabulary.ids(spm.USER_DEFINED).values()), splitting,
+        _framing_ids(file, vocabulary, splitting.adds_bos),
+    )  # fmt: skip
+    return Backend(LateEncoder(source.encoder), byte_level_table(vocabulary.tokens, special))
 
 
-def _merges(file: GgufFile) -> list[tuple[str, str]]:
-    """Each is written as two tokens with one space between."""
-    written = _array(file, "merges").strings()
+def _pairs(array: GgufArray) -> list[tuple[str, str]]:
+    """The merges, each written as two tokens with one space between."""
+    written = array.strings()
     halves = " ".join(written).split(" ")
     merges = list(zip(halves[::2], halves[1::2], strict=False))
     if any(map(ne, map(" ".join, merges), written)) or len(halves) != 2 * len(written):
-        raise CheckpointError(f"{file.path}: {_KEY}merges: expected two tokens with one space between in each")
+        raise CheckpointError(f"{array.path}: {_KEY}merges: expected two tokens with one space between in each")
     return merges
 
 
@@ -131,13 +150,13 @@ def _configure(tokenizer: Any, splitting: Splitting) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
 
 
-def _frame(tokenizer: Any, bos: int | None, eos: int | None, vocabulary: _Vocabulary) -> None:
+def _frame(tokenizer: Any, framing: tuple[int | None, int | None], tokens: list[str]) -> None:
     """Puts the given special tokens around what is encoded with special tokens."""
     from tokenizers import processors
 
-    used = {vocabulary.tokens[token]: token for token in (bos, eos) if token is not None}
+    used = {tokens[token]: token for token in framing if token is not None}
     if used:
-        parts = [[] if token is None else [vocabulary.tokens[token]] for token in (bos, eos)]
+        parts = [[] if token is None else [tokens[token]] for token in framing]
         tokenizer.post_processor = processors.TemplateProcessing(
             single=[*parts[0], "$A", *parts[1]], special_tokens=list(used.items())
         )

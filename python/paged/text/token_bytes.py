@@ -8,7 +8,6 @@ sentencepiece's (U+2581 for a space, <0xE2> for a single byte).
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -29,10 +28,15 @@ class TokenBytes:
     @classmethod
     def of(cls, pieces: Sequence[bytes], special: Iterable[int]) -> "TokenBytes":
         """`special`: ids, all below len(pieces)."""
-        offsets = np.fromiter(accumulate(map(len, pieces), initial=0), np.int32, len(pieces) + 1)
-        is_special = np.zeros(len(pieces), np.bool_)
+        return cls._joined(b"".join(pieces), np.fromiter(map(len, pieces), np.int64, len(pieces)), special)
+
+    @classmethod
+    def _joined(cls, blob: bytes, sizes: npt.NDArray[np.int64], special: Iterable[int]) -> "TokenBytes":
+        offsets = np.zeros(len(sizes) + 1, np.int32)
+        np.cumsum(sizes, out=offsets[1:])
+        is_special = np.zeros(len(sizes), np.bool_)
         is_special[list(special)] = True
-        return cls(b"".join(pieces), offsets, is_special)
+        return cls(blob, offsets, is_special)
 
     def __len__(self) -> int:
         return len(self.is_special)
@@ -52,18 +56,21 @@ def byte_level_alphabet() -> str:
     return "".join(chr(byte) if byte in printable else chr(next(spare)) for byte in range(256))
 
 
-def byte_level_pieces(tokens: Sequence[str]) -> list[bytes]:
+def byte_level_table(tokens: Sequence[str], special: Iterable[int]) -> TokenBytes:
     """A token with any character outside the alphabet is its own text, as in `tokenizers`."""
     byte_of = np.full(_ALPHABET_END + 1, _FOREIGN, np.uint16)
     byte_of[[ord(character) for character in byte_level_alphabet()]] = np.arange(256)
     characters = np.frombuffer("".join(tokens).encode("utf-32-le"), np.uint32)
     mapped = byte_of[np.minimum(characters, _ALPHABET_END)]
     blob = mapped.astype(np.uint8).tobytes()
-    ends = list(accumulate(map(len, tokens)))
-    pieces = [blob[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    sizes = np.fromiter(map(len, tokens), np.int64, len(tokens))
+    ends = np.cumsum(sizes)
+    parts, position = [], 0
     for index in np.unique(np.searchsorted(ends, np.flatnonzero(mapped == _FOREIGN), side="right")).tolist():
-        pieces[index] = tokens[index].encode()
-    return pieces
+        text = tokens[index].encode()
+        parts += [blob[position : ends[index] - sizes[index]], text]
+        position, sizes[index] = ends[index], len(text)
+    return TokenBytes._joined(b"".join([*parts, blob[position:]]), sizes, special)
 
 
 def sentencepiece_pieces(tokens: Sequence[str], byte_fallback: bool) -> list[bytes]:

@@ -5,19 +5,24 @@ Its decoder is not run but read: it says how tokens spell bytes. Decoders that a
 (WordPiece, CTC, ...) are refused, because text could not be streamed as the engine does it.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-import tokenizers
+from typing import TYPE_CHECKING, Any
 
 from paged.loading.errors import CheckpointError
-from paged.loading.model_folder import file_in
-from paged.text.backend import Backend
-from paged.text.token_bytes import TokenBytes, byte_level_pieces, sentencepiece_pieces
+from paged.loading.model_folder import file_in, parse_json
+from paged.text.backend import Backend, Encoder, LateEncoder
+from paged.text.byte_level_json import ByteLevelTokens, byte_level_tokens
+from paged.text.token_bytes import TokenBytes, byte_level_table, sentencepiece_pieces
+
+if TYPE_CHECKING:
+    import tokenizers
 
 _MAX_BYTES = 256 << 20
 _MAX_TOKENS = 1 << 22
@@ -62,17 +67,39 @@ def load_tokenizers(folder: Path) -> Backend:
     path = file_in(folder, "tokenizer.json")
     if not path.is_file() or path.stat().st_size > _MAX_BYTES:
         raise CheckpointError(f"{path}: expected a tokenizer.json of at most {_MAX_BYTES} bytes")
-    with library_errors(str(path)):
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    data, where = path.read_bytes(), str(path)
+    tokens = byte_level_tokens(parse_json(data, where)) if b'"ByteLevel"' in data else None
+    if tokens is None:
+        return _eager_backend(_read(data, where), where)
+    return Backend(LateEncoder(partial(_byte_level_encoder, data, tokens, where)), tokens.table)
+
+
+def _byte_level_encoder(data: bytes, tokens: ByteLevelTokens, where: str) -> Encoder:
+    tokenizer = _read(data, where)
+    added = {text: tokenizer.token_to_id(text) for text in tokens.added}
+    tokens.check(tokenizer.get_vocab_size(with_added_tokens=True), added, where)
+    return TokenizersEncoder(tokenizer, where)
+
+
+def _read(data: bytes, where: str) -> tokenizers.Tokenizer:
+    import tokenizers
+
+    with library_errors(where):
+        tokenizer = tokenizers.Tokenizer.from_buffer(data)
         tokenizer.no_truncation()
         tokenizer.no_padding()
-    spelling = spelling_of(tokenizer, str(path))
-    tokens = _tokens(tokenizer, str(path))
-    pieces = byte_level_pieces(tokens) if spelling.byte_level else sentencepiece_pieces(tokens, spelling.byte_fallback)
+    return tokenizer
+
+
+def _eager_backend(tokenizer: tokenizers.Tokenizer, where: str) -> Backend:
+    spelling = spelling_of(tokenizer, where)
+    tokens = _tokens(tokenizer, where)
     special = [token for token, added in tokenizer.get_added_tokens_decoder().items() if added.special]
-    return Backend(
-        TokenizersEncoder(tokenizer, str(path)), TokenBytes.of(pieces, special), spelling.strips_leading_space
-    )
+    encoder = TokenizersEncoder(tokenizer, where)
+    if spelling.byte_level:
+        return Backend(encoder, byte_level_table(tokens, special))
+    pieces = sentencepiece_pieces(tokens, spelling.byte_fallback)
+    return Backend(encoder, TokenBytes.of(pieces, special), spelling.strips_leading_space)
 
 
 def _tokens(tokenizer: tokenizers.Tokenizer, where: str) -> list[str]:

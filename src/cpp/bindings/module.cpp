@@ -17,6 +17,7 @@ PYBIND11_MODULE(_C, module) {
       "The engine was closed, or is used in a process forked from the one that made it.";
   paged::bind_ops(module);
   paged::bind_program(module);
+  paged::bind_files(module);
   paged::bind_gpu(module);
   paged::bind_policy(module);
   paged::bind_engine(module);

@@ -20,6 +20,7 @@ inline const char* name_of(FinishReason reason) {
 
 void bind_ops(pybind11::module_& module);
 void bind_program(pybind11::module_& module);
+void bind_files(pybind11::module_& module);
 void bind_gpu(pybind11::module_& module);
 void bind_guide(pybind11::module_& module);
 void bind_metrics(pybind11::module_& module);
