@@ -6,22 +6,27 @@
 ...     print(llm.chat([{"role": "user", "content": "Why is the sky blue?"}]).text)
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from paged._C import EngineClosedError, InternalError
-from paged.async_llm import AsyncLLM
-from paged.async_session import AsyncSession
-from paged.beams import Beam, BeamSearchParams, beam_search
 from paged.handle import Handle
 from paged.llm import LLM
-from paged.metrics import Stats
 from paged.outputs import Chunk, Completion, Logprob, RequestError, Timings
-from paged.policy import Policy, Pressure, SessionView, Worth
-from paged.prefix import Prefix
-from paged.receipts import Explanation, Miss, Receipt, Tenant
 from paged.sampling import SamplingParams
-from paged.scoring import Score
-from paged.session import Session
 from paged.structured import StructuredOutputsParams
-from paged.text.tool_calls import ToolCall
+
+if TYPE_CHECKING:
+    from paged.async_llm import AsyncLLM
+    from paged.async_session import AsyncSession
+    from paged.beams import Beam, BeamSearchParams, beam_search
+    from paged.metrics import Stats
+    from paged.policy import Policy, Pressure, SessionView, Worth
+    from paged.prefix import Prefix
+    from paged.receipts import Explanation, Miss, Receipt, Tenant
+    from paged.scoring import Score
+    from paged.session import Session
+    from paged.text.tool_calls import ToolCall
 
 __version__ = "0.1.0"
 __all__ = [
@@ -56,3 +61,37 @@ __all__ = [
     "__version__",
     "beam_search",
 ]
+
+# What a program may well do without is imported when it is named.
+_LATE = {
+    "AsyncLLM": "async_llm",
+    "AsyncSession": "async_session",
+    "Beam": "beams",
+    "BeamSearchParams": "beams",
+    "Explanation": "receipts",
+    "Miss": "receipts",
+    "Policy": "policy",
+    "Prefix": "prefix",
+    "Pressure": "policy",
+    "Receipt": "receipts",
+    "Score": "scoring",
+    "Session": "session",
+    "SessionView": "policy",
+    "Stats": "metrics",
+    "Tenant": "receipts",
+    "ToolCall": "text.tool_calls",
+    "Worth": "policy",
+    "beam_search": "beams",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_LATE[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(globals().keys() | _LATE.keys())

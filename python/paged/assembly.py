@@ -18,7 +18,6 @@ from paged.devices import (
     describe_gpu,
     out_of_memory_advice,
 )
-from paged.dummy import open_dummy
 from paged.loading.checkpoint import Checkpoint, open_checkpoint
 from paged.loading.fingerprint import fingerprint
 from paged.loading.resolve import resolve
@@ -31,7 +30,6 @@ from paged.program.ir import DType, KvCacheDType, Program
 from paged.program.native import compile_program, stacked_weight_bytes
 from paged.program.passes import fuse
 from paged.program.plan import plan
-from paged.quantise import QuantisedCheckpoint
 from paged.sampling import SamplingParams, default_sampling_params
 from paged.text.chat import ChatTemplate, load_chat_template
 from paged.text.tokenizer import Tokenizer, load_token_ids, load_tokenizer
@@ -86,8 +84,11 @@ def assemble(model: str | Path, options: EngineOptions) -> Assembly:
         threads = _C.ThreadPool(options.resolve_num_threads())
         weights = checkpoint
         if options.quantize is not None:
+            from paged.quantise import QuantisedCheckpoint
+
             weights = QuantisedCheckpoint(checkpoint, options.quantize, threads, cache=options.quantize_cache)
-        with Meanwhile(load_tokenizer, path, checkpoint) as loading:  # weights are packed without the GIL
+        # Weights are packed without the GIL.
+        with Meanwhile(load_tokenizer, path, checkpoint) as loading, Meanwhile(fingerprint, checkpoint) as identifying:
             executor, sizes = make_executor(program, weights, options, threads)
         tokenizer = loading.result()
         chat_template = None if tokenizer is None else load_chat_template(path, checkpoint)
@@ -108,7 +109,7 @@ def assemble(model: str | Path, options: EngineOptions) -> Assembly:
         generation = checkpoint.generation_config if options.generation_config == "auto" else {}
         defaults = default_sampling_params(generation)
         identity = {
-            "weights": fingerprint(checkpoint), "dtype": dtype, "kv_cache_dtype": kv_cache_dtype,
+            "weights": identifying.result(), "dtype": dtype, "kv_cache_dtype": kv_cache_dtype,
             "batch_invariant": str(options.batch_invariant),
         }  # fmt: skip
         if options.quantize is not None:
@@ -120,7 +121,11 @@ def assemble(model: str | Path, options: EngineOptions) -> Assembly:
 
 
 def _open(path: Path, options: EngineOptions) -> Checkpoint:
-    return open_dummy(path) if options.load_format == "dummy" else open_checkpoint(path)
+    if options.load_format != "dummy":
+        return open_checkpoint(path)
+    from paged.dummy import open_dummy
+
+    return open_dummy(path)
 
 
 def resolve_sizes(program: Program, options: EngineOptions, default_kv_bytes: int | None = None) -> Sizes:

@@ -18,16 +18,16 @@ from paged.config import EngineOptions, GenerationConfig, LoadFormat, Quantize
 from paged.guide import GuideWorkers
 from paged.handle import Handle, OnChunk
 from paged.handle_group import HandleGroup
-from paged.metrics import Stats, snapshot
 from paged.native_params import native_params
 from paged.notifier import Notifiers
 from paged.outputs import Completion
-from paged.policy import Policy
 from paged.sampling import SamplingParams, of_each_answer
 from paged.waiting import wait_all
 
 if TYPE_CHECKING:
     from paged.grammar import GrammarCompiler
+    from paged.metrics import Stats
+    from paged.policy import Policy
     from paged.prefix import Prefix
     from paged.program.ir import DType, KvCacheDType
     from paged.receipts import Explanation, Receipt, Tenant
@@ -454,6 +454,8 @@ class LLM:
 
     def stats(self) -> Stats:
         """A snapshot of the engine: queue, batch, blocks, cache hits, rates, step times, preemptions."""
+        from paged.metrics import snapshot
+
         return snapshot(self._running_engine().stats(), self._policy.description)
 
     def start_trace(self, max_steps: int = 100_000) -> None:

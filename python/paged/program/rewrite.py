@@ -40,12 +40,13 @@ def rebuild(program: Program, ops: Sequence[Op], values: Iterable[Value], logits
     new_id = {old: new for new, old in enumerate(order)}
 
     def renumber(value: Value) -> Value:
-        base = None if value.base is None else new_id[value.base]
-        return replace(value, id=new_id[value.id], base=base)
+        number, base = new_id[value.id], None if value.base is None else new_id[value.base]
+        return value if (number, base) == (value.id, value.base) else replace(value, id=number, base=base)
 
     def rewire(op: Op) -> Op:
         inputs, outputs = (tuple(new_id[value] for value in side) for side in (op.inputs, op.outputs))
-        return replace(op, inputs=inputs, outputs=outputs)
+        unchanged = (inputs, outputs) == (op.inputs, op.outputs)
+        return op if unchanged else replace(op, inputs=inputs, outputs=outputs)
 
     return replace(
         program,

@@ -66,7 +66,8 @@ def byte_level_table(tokens: Sequence[str], special: Iterable[int]) -> TokenByte
     sizes = np.fromiter(map(len, tokens), np.int64, len(tokens))
     ends = np.cumsum(sizes)
     parts, position = [], 0
-    for index in np.unique(np.searchsorted(ends, np.flatnonzero(mapped == _FOREIGN), side="right")).tolist():
+    foreign = np.searchsorted(ends, np.flatnonzero(mapped == _FOREIGN), side="right").tolist()
+    for index in dict.fromkeys(foreign):  # np.unique would import numpy.ma
         text = tokens[index].encode()
         parts += [blob[position : ends[index] - sizes[index]], text]
         position, sizes[index] = ends[index], len(text)
