@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The starvation bound: urgent requests that never stop coming delay the others by a bounded number of steps.
+#include <algorithm>
 #include <vector>
 
 #include "check.h"
@@ -90,6 +91,56 @@ TEST(waits_of_a_preempted_sequence_add_up) {
   queue.promote_due(55);
   CHECK(sequence.promoted);
   queue.check_integrity();
+}
+
+// Sessions that always have a turn, one running at a time, each step a tenth of a second. The weights' mean waits, in
+// seconds, and the longest wait of all.
+std::vector<double> waits_by_weight(const std::vector<double>& weights, double& longest) {
+  Simulation simulation({.num_blocks = 400,
+                         .block_size = 4,
+                         .max_num_sequences = 1,
+                         .max_num_batched_tokens = 64,
+                         .max_model_len = 2000,
+                         .max_wait_steps = 1 << 30});
+  simulation.scheduler.set_step_cost({2e-3, 0.0});
+  std::vector<SessionId> sessions;
+  std::vector<double> waits(weights.size()), begun(weights.size());
+  std::vector<int> num_turns(weights.size());
+  std::vector<SequenceId> turns(weights.size());
+  for (const double weight : weights) sessions.push_back(simulation.scheduler.open_session({"", weight}));
+  SequenceId next = 1;
+  double now = 0.0;
+  for (int step = 0; step < 4000; ++step, now += 0.1) {
+    simulation.scheduler.set_now(now);
+    for (std::size_t i = 0; i < sessions.size(); ++i) {
+      if (!simulation.scheduler.sessions().may_begin_turn(sessions[i])) continue;
+      simulation.scheduler.sessions().rewind(sessions[i], 0);
+      SequenceSpec spec{
+          .id = next++, .prompt = std::vector<TokenId>(20, static_cast<TokenId>(i)), .session = sessions[i]};
+      spec.stop.max_total_tokens = 22;
+      turns[i] = spec.id;
+      begun[i] = now;
+      simulation.add_turn(spec);
+    }
+    simulation.step();
+    for (std::size_t i = 0; i < sessions.size(); ++i) {
+      longest = std::max(longest, now - begun[i]);
+      if (!simulation.finished.contains(turns[i])) continue;
+      waits[i] += now - begun[i];
+      ++num_turns[i];
+    }
+  }
+  for (std::size_t i = 0; i < sessions.size(); ++i) waits[i] = num_turns[i] == 0 ? 1e9 : waits[i] / num_turns[i];
+  return waits;
+}
+
+TEST(the_lighter_a_session_the_longer_it_waits_but_it_does_not_wait_for_ever) {
+  double longest = 0.0, longest_of_equals = 0.0;
+  const std::vector<double> waits = waits_by_weight({0.1, 1.0, 1.0, 10.0}, longest);
+  const std::vector<double> equals = waits_by_weight({1.0, 1.0, 1.0, 1.0}, longest_of_equals);
+  CHECK(waits[0] > 1.5 * waits[1] && waits[1] > 1.5 * waits[3], waits[0], " ", waits[1], " ", waits[3]);
+  CHECK(waits[0] < 1e9 && longest < 20.0, "waits ", longest);
+  CHECK(equals[0] < 2 * equals[3] && equals[3] < 2 * equals[0], equals[0], " ", equals[3]);
 }
 
 }  // namespace
