@@ -32,7 +32,10 @@ def byte_level_tokens(content: dict[str, Any]) -> ByteLevelTokens | None:
             return None
     added: dict[str, int] = {}
     special: list[int] = []
-    for entry in content.get("added_tokens") or []:
+    entries = content.get("added_tokens") or []
+    if not isinstance(entries, list):  # the library refuses it in its own words
+        return None
+    for entry in entries:
         match entry:
             case {"id": int(token), "content": str(text), "special": bool(is_special)} if text not in added:
                 if ids.setdefault(text, len(ids)) != token:
