@@ -41,15 +41,25 @@ TEST(waits_that_end_together) {
   CHECK(std::abs(result.job_seconds[1] - (2.5 + 0.5 + 0.9)) < 1e-9, result.job_seconds[1]);
 }
 
-// Two agents, of whom the pool holds one: what the first loses goes to the host before, and comes back from there.
-TEST(a_context_that_comes_back_from_the_host) {
+// Two agents, of whom the pool holds one.
+std::vector<ReplayAgent> two_agents() {
   std::vector<ReplayAgent> agents(2);
   agents[0].turns = {{-1, 40, 1, 100.0, -1.0, 0, -1}, {-1, 4, 1, 0.0, -1.0, 0, -1}};
   agents[1].turns = {{-1, 56, 1, 0.0, -1.0, 0, -1}};
-  ReplayConfig with = config("lru");
-  with.num_blocks = 16;
-  with.num_slots = 2;
-  with.stagger = 40.0;  // the second begins after 20 s
+  return agents;
+}
+ReplayConfig pool_for_one() {
+  ReplayConfig result = config("lru");
+  result.num_blocks = 16;
+  result.num_slots = 2;
+  result.stagger = 40.0;  // the second begins after 20 s
+  return result;
+}
+
+// What the first loses goes to the host before, and comes back from there.
+TEST(a_context_that_comes_back_from_the_host) {
+  const std::vector<ReplayAgent> agents = two_agents();
+  ReplayConfig with = pool_for_one();
   ReplayConfig without = with;
   with.num_host_blocks = 16;
   with.link = {3.0, 0.125};
@@ -68,13 +78,8 @@ TEST(a_context_that_comes_back_from_the_host) {
 
 // The same with a disk of other speeds for both ways, each copy of which goes over the link as well.
 TEST(a_context_that_comes_back_from_the_disk) {
-  std::vector<ReplayAgent> agents(2);
-  agents[0].turns = {{-1, 40, 1, 100.0, -1.0, 0, -1}, {-1, 4, 1, 0.0, -1.0, 0, -1}};
-  agents[1].turns = {{-1, 56, 1, 0.0, -1.0, 0, -1}};
-  ReplayConfig with = config("lru");
-  with.num_blocks = 16;
-  with.num_slots = 2;
-  with.stagger = 40.0;
+  const std::vector<ReplayAgent> agents = two_agents();
+  ReplayConfig with = pool_for_one();
   with.num_disk_blocks = 16;
   with.link = {0.5, 0.0625};
   with.disk = {2.0, 0.03125, 0.125};

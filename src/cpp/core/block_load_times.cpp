@@ -23,7 +23,7 @@ void BlockManager::measure_loads(const Moving& moving, std::int32_t num_done, co
     if (count == 0 || seconds <= 0.0) continue;
     const double believed = pressure_.load_seconds(tier);
     const double news = believed == 0.0 ? 1.0 : kNews;
-    load_times_[tier == Tier::kHost ? 0 : 1] = {believed + news * (seconds / count - believed), now_};
+    load_times_[index_of(tier)] = {believed + news * (seconds / count - believed), now_};
   }
   fade_load_times();
 }
@@ -32,8 +32,8 @@ void BlockManager::fade_load_times() {
   const auto faded = [this](const LoadTime& time) {
     return time.seconds == 0.0 ? 0.0 : time.seconds * std::exp2((time.measured_at - now_) / kHalfSeconds);
   };
-  pressure_.host_load_seconds = faded(load_times_[0]);
-  pressure_.disk_load_seconds = faded(load_times_[1]);
+  pressure_.host_load_seconds = faded(load_times_[index_of(Tier::kHost)]);
+  pressure_.disk_load_seconds = faded(load_times_[index_of(Tier::kDisk)]);
 }
 
 // Of the contents, which continue so many blocks, the first ones: as many as spare the most time.

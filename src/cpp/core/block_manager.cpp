@@ -70,8 +70,7 @@ bool BlockManager::admit(Sequence& sequence, std::int32_t num_spare_blocks, bool
   }
   for (const BlockId block : sequence.block_table) retain(block);  // before allocate() could evict one
   if (lower_ != nullptr && (waits_for_load(sequence) || waits_for_store(sequence, num_new))) {
-    for (auto block = sequence.block_table.rbegin(); block != sequence.block_table.rend(); ++block)
-      release(*block, true);
+    release_path(sequence.block_table, true);
     sequence.block_table.clear();
     return false;
   }
@@ -128,7 +127,7 @@ void BlockManager::share(Sequence& parent, Sequence& child) {
 }
 
 void BlockManager::release(Sequence& sequence) {
-  for (auto block = sequence.block_table.rbegin(); block != sequence.block_table.rend(); ++block) release(*block);
+  release_path(sequence.block_table);
   sequence.block_table.clear();
   sequence.num_sealed_blocks = 0;
   sequence.num_computed_tokens = 0;
@@ -199,6 +198,10 @@ void BlockManager::release(BlockId block, bool keep_age) {
   num_held_free_ += num_holders_[static_cast<std::size_t>(block)] > 0 ? 1 : 0;
   const TenantSlot tenant = block_tenants_[static_cast<std::size_t>(block)];
   if (tenant != kNoTenant) tenants_.freed(tenant);
+}
+
+void BlockManager::release_path(std::span<const BlockId> path, bool keep_age) {
+  for (auto block = path.rbegin(); block != path.rend(); ++block) release(*block, keep_age);
 }
 
 // References held for copies do not count: those of this step and of steps in flight read before anybody writes.

@@ -199,7 +199,7 @@ class BlockManager {
   bool has_transfers() const { return !moving_.empty(); }
   bool is_loading(SessionId session) const;  // for it
   void count_transfer_references(std::vector<std::int32_t>& references) const;
-  const TierTraffic& traffic(Tier tier) const { return traffic_[tier == Tier::kHost ? 0 : 1]; }
+  const TierTraffic& traffic(Tier tier) const { return traffic_[index_of(tier)]; }
   std::int32_t num_copies(Tier tier) const { return lower_ == nullptr ? 0 : lower_->size(tier); }
   std::int64_t num_failed_transfers() const { return num_failed_transfers_; }
   // Why the tier takes nothing more; empty: it does.
@@ -253,6 +253,7 @@ class BlockManager {
   void check_tenants() const;
   void retain(BlockId block);
   void release(BlockId block, bool keep_age = false);
+  void release_path(std::span<const BlockId> path, bool keep_age = false);  // its end first
   bool is_writable(BlockId block) const;
   void match_prefix(Sequence& sequence) const;
   void copy_on_write(Sequence& sequence, std::size_t index, BlockCopies& copies);
@@ -286,15 +287,14 @@ class BlockManager {
   void fade_load_times();
   void measure_loads(const Moving& moving, std::int32_t num_done, const TransferEnd& end);
   std::vector<ContentId> loadable(ContentId parent, std::span<const TokenId> tokens, bool& on_its_way) const;
-  void load(const Sequence& taker, BlockId previous, std::span<const ContentId> contents, bool is_prefetch);
+  void load(const Sequence& taker, std::vector<BlockId> held, std::span<const ContentId> contents, bool is_prefetch);
   bool waits_for_load(Sequence& sequence);
   bool waits_for_store(Sequence& sequence, std::int32_t num_new);
   void make_blank(std::int32_t count, bool ahead);
   void finish_store(const Moving& moving, std::int32_t num_done);
   void finish_load(const Moving& moving, std::int32_t num_done, bool failed);
   void drop_unreadable(const Moving& moving, std::size_t failed);
-  void release_held(const Moving& moving);
-  TierTraffic& traffic_of(Tier tier) { return traffic_[tier == Tier::kHost ? 0 : 1]; }
+  static std::size_t index_of(Tier tier) { return tier == Tier::kHost ? 0 : 1; }  // of those below the device
 
   BlockManagerConfig config_;
   std::vector<std::int32_t> references_;       // [num_blocks]

@@ -181,11 +181,11 @@ std::vector<ContentId> BlockManager::loadable(ContentId parent, std::span<const 
   return contents;
 }
 
-// The blocks, of which so many are free, are the transfer's until it has ended.
-void BlockManager::load(const Sequence& taker, BlockId previous, std::span<const ContentId> contents,
+// Of `held`, the path that they continue, the references become the transfer's. The blocks, of which so many are free,
+// are its own until it has ended.
+void BlockManager::load(const Sequence& taker, std::vector<BlockId> held, std::span<const ContentId> contents,
                         bool is_prefetch) {
-  Moving moving{{}, {contents.begin(), contents.end()}, path_to(previous), 0, taker.session, is_prefetch};
-  for (const BlockId block : moving.held) retain(block);
+  Moving moving{{}, {contents.begin(), contents.end()}, std::move(held), 0, taker.session, is_prefetch};
   for (const ContentId content : contents) {
     const Tier tier = lower_->find(content)->nearest();
     moving.copies.push_back({{tier, lower_->find(content)->in(tier).index}, {Tier::kDevice, kNoBlock}});
@@ -225,7 +225,8 @@ bool BlockManager::waits_for_load(Sequence& sequence) {
   if (contents.empty()) return false;
   if (sequence.num_loaded_blocks >= 2 * blocks_for(sequence.num_tokens())) return false;
   sequence.num_loaded_blocks += static_cast<std::int32_t>(contents.size());
-  load(sequence, previous, contents, false);
+  for (const BlockId block : sequence.block_table) retain(block);
+  load(sequence, sequence.block_table, contents, false);
   return true;
 }
 
@@ -241,12 +242,14 @@ std::int32_t BlockManager::prefetch(OwnerSlot owner, SessionId session, ContentI
   Sequence taker;
   taker.owner = owner;
   taker.session = session;
-  const std::vector<BlockId> path = path_to(previous);
-  for (const BlockId block : path) retain(block);  // the transfer will, and they are not free then
+  std::vector<BlockId> path = path_to(previous);
+  for (const BlockId block : path) retain(block);  // for the transfer; they are not free then
   const std::int32_t most = std::min(num_free_blocks_for(taker) - num_held_free_, num_free_blocks() / 2) - num_moving_;
   contents.resize(std::min(contents.size(), static_cast<std::size_t>(std::max(0, most))));
-  if (!contents.empty()) load(taker, previous, contents, true);
-  for (auto block = path.rbegin(); block != path.rend(); ++block) release(*block, true);
+  if (contents.empty())
+    release_path(path, true);
+  else
+    load(taker, std::move(path), contents, true);
   return static_cast<std::int32_t>(contents.size());
 }
 
@@ -308,7 +311,7 @@ SessionId BlockManager::finish_transfer(TransferId id, const TransferEnd& end) {
   num_failed_transfers_ += end.error.empty() ? 0 : 1;
   for (std::int32_t i = 0; i < num_done; ++i) {
     const auto& [from, to] = moving.copies[static_cast<std::size_t>(i)];
-    transfer.is_load() ? ++traffic_of(from.tier).num_loaded : ++traffic_of(to.tier).num_stored;
+    transfer.is_load() ? ++traffic_[index_of(from.tier)].num_loaded : ++traffic_[index_of(to.tier)].num_stored;
   }
   if (transfer.is_load()) {
     measure_loads(moving, num_done, end);
@@ -330,7 +333,7 @@ void BlockManager::finish_store(const Moving& moving, std::int32_t num_done) {
     if (from.tier == Tier::kHost) lower_->end_read(moving.contents[i], Tier::kHost);
     lower_->end_store(moving.contents[i], to.tier, std::cmp_less(i, num_done));
   }
-  release_held(moving);
+  release_path(moving.held, true);
   num_leaving_ -= moving.num_leaving;
   for (std::int32_t i = 0; i < moving.num_leaving; ++i) {
     const BlockId block = moving.held[moving.held.size() - 1 - static_cast<std::size_t>(i)];
@@ -338,10 +341,6 @@ void BlockManager::finish_store(const Moving& moving, std::int32_t num_done) {
     if (!order_.may_go(block) || lower_->find(cache_.content_id(block)) == nullptr) return;
     evict(block, 0);
   }
-}
-
-void BlockManager::release_held(const Moving& moving) {
-  for (auto block = moving.held.rbegin(); block != moving.held.rend(); ++block) release(*block, true);
 }
 
 // Completed loads are cached, and as free as anything else that is.
@@ -364,8 +363,8 @@ void BlockManager::finish_load(const Moving& moving, std::int32_t num_done, bool
     lower_->end_load(moving.contents[i], from.tier);
   }
   if (failed) drop_unreadable(moving, static_cast<std::size_t>(num_done));
-  for (auto block = loaded.rbegin(); block != loaded.rend(); ++block) release(*block);
-  release_held(moving);
+  release_path(loaded);
+  release_path(moving.held, true);
 }
 
 // What continues it goes with it, unless the device has it.
