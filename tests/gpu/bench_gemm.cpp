@@ -2,7 +2,8 @@
 // Matrix products as a decode step runs them: qkv, o, gate_up (gated), down of every layer, each with its own weights,
 // in one graph; lm_head alone. This engine's choice (gpu/fast_paths.h) beside cuBLASLt's in the same graph, without an
 // activation. Rates count the weights' bytes; the limit is the device's copy rate, measured here.
-// Usage: bench_gemm [--json] [--blas FOLDER] [--invariant] [name of one model]
+// Usage: bench_gemm [--json] [--blas FOLDER] [--invariant] [--products] [name of one model]; --products: each alone,
+// too
 #include <algorithm>
 #include <cstdio>
 #include <functional>
@@ -33,7 +34,7 @@ constexpr Model kModels[] = {{"8B", 4096, 6144, 4096, 14336, 128256, 12},
 constexpr DType kType = DType::kBFloat16;
 
 struct Options {
-  bool json = false, invariant = false;
+  bool json = false, invariant = false, products = false;
   std::string blas, model;
 };
 
@@ -124,6 +125,46 @@ void library_chain(Gpu& gpu, gpu::Blas& blas, const std::vector<Layer>& layers, 
   }
 }
 
+struct Product {
+  const char* name;
+  std::int64_t cols, depth;  // of out, of x
+  bool gated;
+  std::int64_t rows() const { return gated ? 2 * cols : cols; }
+};
+std::vector<Product> products_of(const Model& model) {
+  return {{"qkv", model.qkv, model.hidden, false},
+          {"o", model.hidden, model.attention, false},
+          {"gate_up", model.ffn, model.hidden, true},
+          {"down", model.hidden, model.ffn, false}};
+}
+
+// x and out of one product.
+class ProductOperands {
+ public:
+  ProductOperands(Gpu& gpu, const Product& product, std::int64_t rows)
+      : buffer_(2 * rows * (product.depth + product.rows() + product.cols)) {
+    const std::int64_t stacked = product.rows();
+    x_ = {buffer_.data(), rows, product.depth, product.depth, kType};
+    out_ = {buffer_.data() + 2 * rows * product.depth, rows, product.cols, product.cols, kType};
+    stacked_ = {buffer_.data() + 2 * rows * (product.depth + product.cols), rows, stacked, stacked, kType};
+    is_gated_ = product.gated;
+    fill_random(gpu, static_cast<std::byte*>(x_.data), rows * product.depth, 1.0f);
+  }
+  void run(Gpu& gpu, const gpu::DeviceMatrix& matrix) const {
+    if (!is_gated_) return linear(gpu, x_, &matrix, out_);
+    CHECK(gpu::fast_gated_linear(gpu.context(), {x_, &matrix, Activation::kSilu, stacked_, out_}), "no fast path");
+  }
+  // The product alone, without an activation.
+  void run(Gpu& gpu, gpu::Blas& blas, const gpu::DeviceMatrix& matrix) const {
+    blas.gemm(gpu.gpu, x_, matrix.data(), is_gated_ ? stacked_ : out_, false);
+  }
+
+ private:
+  gpu::DeviceBuffer buffer_;
+  MatrixView x_, out_, stacked_;
+  bool is_gated_;
+};
+
 struct Report {
   bool json;
   double limit;  // bytes a second
@@ -150,12 +191,33 @@ void bench_layers(Gpu& gpu, gpu::Blas* blas, const Model& model, const Report& r
     for (const auto* matrix : {&layers.back().qkv, &layers.back().o, &layers.back().gate_up, &layers.back().down})
       bytes += static_cast<double>((*matrix)->num_bytes());
   }
-  for (std::int64_t rows : {1, 2, 4, 8, 16, 32, 64, 128, 256}) {
+  for (std::int64_t rows : {1, 8, 16, 32, 64, 128, 136, 160, 192, 224, 256}) {
     const Activations activations(gpu, model, rows);
     const std::string name = std::string(model.name) + " layers, M " + std::to_string(rows);
     report.line(name, "paged", seconds_of(gpu, [&] { own_chain(gpu, layers, activations); }), bytes);
     if (blas != nullptr)
       report.line(name, "cublasLt", seconds_of(gpu, [&] { library_chain(gpu, *blas, layers, activations); }), bytes);
+  }
+}
+
+// Each product of all layers alone, in the order of a layer.
+void bench_products(Gpu& gpu, gpu::Blas* blas, const Model& model, const Report& report) {
+  for (const Product& product : products_of(model)) {
+    std::vector<std::unique_ptr<gpu::DeviceMatrix>> matrices;
+    for (int i = 0; i < model.layers; ++i) matrices.push_back(random_matrix(gpu, product.rows(), product.depth));
+    const double bytes = static_cast<double>(matrices[0]->num_bytes()) * model.layers;
+    for (std::int64_t rows : {128, 136, 160, 192, 224, 256, 2048}) {
+      const ProductOperands operands(gpu, product, rows);
+      const std::string name = std::string(model.name) + " " + product.name + ", M " + std::to_string(rows);
+      const auto own = [&] {
+        for (const auto& matrix : matrices) operands.run(gpu, *matrix);
+      };
+      const auto library = [&] {
+        for (const auto& matrix : matrices) operands.run(gpu, *blas, *matrix);
+      };
+      report.line(name, "paged", seconds_of(gpu, own), bytes);
+      if (blas != nullptr) report.line(name, "cublasLt", seconds_of(gpu, library), bytes);
+    }
   }
 }
 
@@ -182,6 +244,8 @@ Options parse(int num_arguments, char** arguments) {
       options.json = true;
     else if (argument == "--invariant")
       options.invariant = true;
+    else if (argument == "--products")
+      options.products = true;
     else if (argument == "--blas" && i + 1 < num_arguments)
       options.blas = arguments[++i];
     else
@@ -209,6 +273,7 @@ int main(int num_arguments, char** arguments) {
   for (const Model& model : kModels) {
     if (!options.model.empty() && options.model != model.name) continue;
     bench_layers(gpu, blas.get(), model, report);
+    if (options.products) bench_products(gpu, blas.get(), model, report);
     bench_lm_head(gpu, blas.get(), model, report);
   }
   return 0;
