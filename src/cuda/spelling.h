@@ -79,6 +79,11 @@ __device__ __forceinline__ Value load_from_host(const Value* from) {
   return load_in_units(from, [](const auto* unit) { return __ldcv(unit); });
 }
 
+__device__ __forceinline__ void tell_host(std::uint32_t* to, std::uint32_t value) {
+  __threadfence_system();
+  *static_cast<volatile std::uint32_t*>(to) = value;
+}
+
 __device__ __forceinline__ void wait_for_predecessors() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");

@@ -59,8 +59,10 @@ __global__ void __launch_bounds__(kStepThreads) end_step_kernel(EndStepParams st
   const std::uint32_t number = *step.num_steps;
   std::int32_t* results = step.results[number & 1];
   for (int i = static_cast<int>(threadIdx.x); i < step.num_sampled; i += kStepThreads) results[i] = step.sampled[i];
-  __syncthreads();  // all have read the number
-  if (threadIdx.x == 0) *step.num_steps = number + 1;
+  __syncthreads();  // all have read the number and written their tokens
+  if (threadIdx.x != 0) return;
+  *step.num_steps = number + 1;
+  tell_host(step.finished, number + 1);
 }
 
 }  // namespace

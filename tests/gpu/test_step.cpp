@@ -39,6 +39,7 @@ TEST(a_step_takes_its_own_inputs_and_leaves_its_own_results) {
   for (std::int32_t i = 0; i < kTokens; ++i) sampled.push_back(i * 11);
   const OnDevice device_last(gpu, last), device_sampled(gpu, sampled), device_tables(gpu, tables);
   const OnDevice num_steps(gpu, std::vector<std::int32_t>{0});
+  const gpu::PinnedBuffer finished(sizeof(std::uint32_t));
   for (int step = 0; step < 5; ++step) {
     const std::int32_t num_changes = std::vector{0, 1, kMaxChanges, 300, 0}[static_cast<std::size_t>(step)];
     const auto own = static_cast<std::size_t>(step % 2);
@@ -60,9 +61,11 @@ TEST(a_step_takes_its_own_inputs_and_leaves_its_own_results) {
                                   num_sampled,
                                   {reinterpret_cast<std::int32_t*>(results[0].data()),
                                    reinterpret_cast<std::int32_t*>(results[1].data())},
-                                  num_steps.as<std::uint32_t>()});
+                                  num_steps.as<std::uint32_t>(),
+                                  reinterpret_cast<std::uint32_t*>(finished.data())});
     const std::vector<std::int32_t> counted = num_steps.ints();
     CHECK_EQ(counted[0], step + 1);
+    CHECK_EQ(*reinterpret_cast<const std::int32_t*>(finished.data()), step + 1);
     for (std::int32_t i = 0; i < num_changes; ++i) tables[static_cast<std::size_t>(1999 - i)] = i + step;
     CHECK(device_tables.ints() == tables, num_changes, " changes");
     const std::vector<std::int32_t> taken = tokens.ints(), copied = inputs.ints();

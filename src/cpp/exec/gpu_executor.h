@@ -19,6 +19,7 @@
 #include "exec/gpu_extras.h"
 #include "exec/gpu_staging.h"
 #include "exec/op_runner.h"
+#include "exec/step_waiter.h"
 #include "gpu/blas.h"
 #include "gpu/runtime.h"
 
@@ -71,6 +72,7 @@ class GpuExecutor final : public Executor {
     GpuStaging staging;         // in `inputs`
     gpu::PinnedBuffer sampled;  // int32 [max_sequences]
     std::int32_t num_sampled = 0;
+    bool is_like_others = false;  // the two steps before: likely to take as long. Else `done` is recorded.
     gpu::Event done{};
   };
   enum class GraphState : std::uint8_t { kUnmet, kMet, kRecorded };
@@ -116,6 +118,10 @@ class GpuExecutor final : public Executor {
   std::array<Slot, kSlots> slots_;
   GpuExtras extras_;
   std::int64_t num_launched_ = 0, num_awaited_ = 0;
+  gpu::PinnedBuffer finished_;           // one word: how many steps the device has finished
+  const Bucket* last_bucket_ = nullptr;  // of the step launched last, and how many steps have had it in a row
+  int num_alike_ = 0;
+  StepWaiter waiter_;
   std::vector<Bucket> buckets_;  // ascending
   std::vector<double> op_seconds_;
 };

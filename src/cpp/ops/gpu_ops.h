@@ -48,6 +48,7 @@ struct EndStepParams {
   std::int32_t num_sampled;
   std::int32_t* results[2];  // page-locked, for steps of even and of odd number
   std::uint32_t* num_steps;  // one more afterwards
+  std::uint32_t* finished;   // page-locked; becomes num_steps once the tokens are there
 };
 void end_step(const ExecutionContext& context, const EndStepParams& params);
 
