@@ -16,14 +16,15 @@ namespace {
 
 // Up to how many rows the own kernels are faster than cuBLASLt in a decode step, measured on H100 with 0.6B, 1B and 8B
 // models: alone the library is as fast from some 64 rows on where matrices are small, but its kernels do not overlap
-// with what comes before and after them.
+// with what comes before and after them. Gated products are faster for any number of rows: they have the activation
+// inside.
 constexpr std::int64_t kMaxOwnRows = 128;
 
 bool aligned(const void* data, std::uintptr_t bytes) { return reinterpret_cast<std::uintptr_t>(data) % bytes == 0; }
 
 bool gemm_sm90_takes(const GpuContext& gpu, const GemmProblem& problem) {
   const MatrixView &x = problem.x, &out = problem.out;
-  const bool may = gpu.batch_invariant || gpu.blas == nullptr || x.rows <= kMaxOwnRows;
+  const bool may = gpu.batch_invariant || gpu.blas == nullptr || problem.gated || x.rows <= kMaxOwnRows;
   const bool reads = x.dtype != DType::kFloat32 && x.cols % 8 == 0 && x.row_stride % 8 == 0 && aligned(x.data, 16) &&
                      aligned(problem.weights, 16);
   const bool writes = out.dtype == DType::kFloat32

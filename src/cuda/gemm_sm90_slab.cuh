@@ -9,7 +9,7 @@
 
 #include <ptx_sm90.h>
 
-#include "cuda/gemm_sm90_activation.cuh"
+#include "cuda/gemm_sm90_fragment.cuh"
 #include "gpu/gpu.h"
 
 namespace paged::gpu {
@@ -132,52 +132,6 @@ __device__ __forceinline__ void multiply_slot(const unsigned char* weights, cons
   }
 }
 
-// Of an 8x8 matrix of 16-bit elements lane 4g + t holds (g, 2t), (g, 2t + 1); afterwards (2t, g), (2t + 1, g).
-__device__ __forceinline__ std::uint32_t transposed_pair(std::uint32_t pair, int g, int t) {
-  const std::uint32_t first = shuffle(pair, 8 * t + g / 2), second = shuffle(pair, 8 * t + 4 + g / 2);
-  return g % 2 == 0 ? (first & 0xffffu) | second << 16 : first >> 16 | (second & 0xffff0000u);
-}
-
-template <class T>
-__device__ __forceinline__ void store_pair(const SlabArguments& args, int row, int col, std::uint32_t pair) {
-  if (row < args.num_rows && col < args.out_cols)
-    *reinterpret_cast<std::uint32_t*>(static_cast<T*>(args.out) + row * args.out_stride + col) = pair;
-}
-
-// d: a fragment of 16 weight rows by 8 rows of x; of out, the columns from `col` and the rows from `row`.
-template <class T, bool gated>
-__device__ __forceinline__ void store_fragment(const SlabArguments& args, int row, int col, const float (&bias)[2],
-                                               const float (&d)[4]) {
-  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  if constexpr (gated) {
-    const std::uint32_t pair =
-        pack_pair<T>(activate(d[0], args.activation) * d[2], activate(d[1], args.activation) * d[3]);
-    store_pair<T>(args, row + g, col + 2 * t, transposed_pair(pair, g, t));
-  } else if (args.float_out) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int at_row = row + 2 * t + i % 2, at_col = col + g + i / 2 * 8;
-      if (at_row < args.num_rows && at_col < args.out_cols)
-        static_cast<float*>(args.out)[at_row * args.out_stride + at_col] = d[i] + bias[i / 2];
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const std::uint32_t pair = pack_pair<T>(d[2 * i] + bias[i], d[2 * i + 1] + bias[i]);
-      store_pair<T>(args, row + g, col + 8 * i + 2 * t, transposed_pair(pair, g, t));
-    }
-  }
-}
-
-// That of this thread's two weight rows in a fragment.
-__device__ __forceinline__ void load_bias(const SlabArguments& args, int col, float (&bias)[2]) {
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int at = col + threadIdx.x % 32 / 4 + 8 * i;
-    bias[i] = args.bias != nullptr && at < args.out_cols ? args.bias[at] : 0.0f;
-  }
-}
-
 // Adds up the warps' parts of k, and stores.
 template <class C>
 __device__ __forceinline__ void store_slab(const SlabArguments& args, const SlabShape& shape, const float* parts) {
@@ -191,10 +145,15 @@ __device__ __forceinline__ void store_slab(const SlabArguments& args, const Slab
 #pragma unroll
       for (int i = 0; i < 4; ++i) sums[i] += more.data[i];
     }
-    const int col = unit * (C::kGated ? 8 : 16);
-    float bias[2];
-    load_bias(args, col, bias);
-    store_fragment<typename C::T, C::kGated>(args, row, col, bias, sums);
+    if constexpr (C::kGated) {
+      with_activation(args.activation, [&](auto activation) {
+        store_gated_fragment<typename C::T, decltype(activation)::value>(args, row, args.num_rows, unit * 8, sums);
+      });
+    } else {
+      float bias[2];
+      load_bias(args, unit * 16, bias);
+      store_fragment<typename C::T>(args, row, args.num_rows, unit * 16, bias, sums);
+    }
   }
 }
 

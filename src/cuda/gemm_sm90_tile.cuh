@@ -5,15 +5,16 @@
 // kernel.
 //
 // A small matrix has fewer tiles than a chip has multiprocessors: there the blocks of a cluster make one together, each
-// with its part of k. The parts are added in order, through the shared memory of one another.
+// with its part of k. The parts are added through the shared memory of one another.
 //
-// The bits of a row depend on the number of parts alone: k is summed in ascending order within each.
+// The bits of a row depend on the number of parts alone: k is summed in ascending order within each, whichever operand
+// is the left one.
 #pragma once
 
 #include <ptx_cluster.h>
 #include <ptx_sm90.h>
 
-#include "cuda/gemm_sm90_activation.cuh"
+#include "cuda/gemm_sm90_fragment.cuh"
 #include "gpu/gpu.h"
 
 namespace paged::gpu {
@@ -21,27 +22,34 @@ namespace paged::gpu {
 struct TileArguments {
   TensorMap weights, tokens;
   void* out;
-  std::int64_t out_stride;  // elements
-  const float* bias;        // [out_cols] or null
-  int num_rows, out_cols;   // of out
-  int tile_rows;            // rows of x in a tile, a multiple of 8: only those are loaded, and looked at
-  int row_tiles, weight_tiles;
-  int num_chunks;  // of 64 k
+  std::int64_t out_stride;      // elements
+  const float* bias;            // [out_cols] or null
+  int num_rows, out_cols;       // of out
+  int tile_rows;                // rows of x in a tile, a multiple of 8: only those are loaded, and looked at
+  int row_tiles, weight_tiles;  // the latter for each block of a cluster that shares x
+  int num_chunks;               // of 64 k
   int stages;
-  int parts;                    // of k, each a block of a cluster; or 1
   bool float_out, float_pairs;  // float32; two at a time
   Activation activation;        // gated only
 };
 
+constexpr int kParts = 2;  // of k, where a cluster makes a tile
+
 // Gated: of each 16 weight rows of a tile 8 are gates and 8 the ups that belong to them, so one thread has both.
-// Split: there are more parts than one.
-template <class Element, int tokens, int weights, bool gated, bool split>
+// Split: a cluster makes a tile. Swapped: the weights are the matrix unit's left operand, of which it takes 64 rows at
+// a time, and x the right one, of which it takes as many as there are up to 256: for more rows than 128. Sharers:
+// blocks of a cluster that make neighbouring tiles of the same rows of x and load a part of these each, for all.
+template <class Element, int tokens, int weights, bool gated, bool split, bool swapped = false, int sharers = 1>
 struct TileConfig {
+  static_assert(!split || sharers == 1, "a cluster is for one thing");
+  static constexpr int kSharers = sharers < kMaxCluster ? sharers : kMaxCluster;
   using T = Element;
   static constexpr int kTokens = tokens, kWeights = weights;
-  static constexpr bool kGated = gated, kSplit = split;
-  static constexpr int kGroups = kTokens / 64;  // of four warps, 64 rows of x each
+  static constexpr bool kGated = gated, kSplit = split, kSwapped = swapped;
+  static constexpr int kGroups = (swapped ? kWeights : kTokens) / 64;  // of four warps, 64 rows of the left each
   static constexpr int kThreads = 128 * kGroups + 64;
+  static constexpr int kSums = (swapped ? kTokens : kWeights) / 2;  // of a thread
+  static constexpr int kStored = gated && !swapped ? 8 : 4;         // of those, what is stored at a time
   static constexpr int kOutCols = gated ? kWeights / 2 : kWeights;
   static constexpr int kChunks = kWeights <= 64 ? 2 : 1;  // of a stage: waiting takes as long as multiplying a few rows
 };
@@ -77,9 +85,10 @@ struct TileShare {
   __device__ explicit TileShare(const TileArguments& args)
       : row_tiles(args.row_tiles),
         weight_tiles(args.weight_tiles),
-        part(C::kSplit ? static_cast<int>(blockIdx.x) % args.parts : 0),
-        first(C::kSplit ? static_cast<int>(blockIdx.x) / args.parts : static_cast<int>(blockIdx.x)),
-        step(C::kSplit ? static_cast<int>(gridDim.x) / args.parts : static_cast<int>(gridDim.x)),
+        part(C::kSplit ? static_cast<int>(blockIdx.x) % kParts : 0),
+        sharer(C::kSharers > 1 ? static_cast<int>(blockIdx.x) % C::kSharers : 0),
+        first(static_cast<int>(blockIdx.x) / cluster()),
+        step(static_cast<int>(gridDim.x) / cluster()),
         count(row_tiles * weight_tiles),
         first_chunk(C::kSplit ? first_of(part, args) : 0),
         num_stages(((C::kSplit ? first_of(part + 1, args) : args.num_chunks) - first_chunk + C::kChunks - 1) /
@@ -87,15 +96,17 @@ struct TileShare {
   __device__ Tile tile(int index) const {
     const int band = index / (kBand * row_tiles), in_band = index % (kBand * row_tiles);
     const int left = weight_tiles - band * kBand, width = left < kBand ? left : kBand;
-    return {in_band / width, band * kBand + in_band % width};
+    return {in_band / width, (band * kBand + in_band % width) * C::kSharers + sharer};
   }
-  int row_tiles, weight_tiles, part, first, step, count, first_chunk;
+  int row_tiles, weight_tiles;  // weight_tiles: of a whole cluster
+  int part, sharer, first, step, count, first_chunk;
   int num_stages;  // that a tile takes
 
  private:
+  static __device__ int cluster() { return C::kSplit ? kParts : C::kSharers; }
   // Parts begin at even chunks, whatever a stage holds.
   static __device__ int first_of(int part, const TileArguments& args) {
-    return 2 * (part * ((args.num_chunks + 1) / 2) / args.parts);
+    return 2 * (part * ((args.num_chunks + 1) / 2) / kParts);
   }
 };
 
@@ -116,12 +127,18 @@ __device__ __forceinline__ void load_tile_weights(const TileArguments& args, con
 }
 
 template <class C>
-__device__ __forceinline__ void load_tile_tokens(const TileArguments& args, const TileRing<C>& ring, int stage,
-                                                 int row_tile, int chunk) {
+__device__ __forceinline__ void load_tile_tokens(const TileArguments& args, const TileRing<C>& ring, int sharer,
+                                                 int stage, int row_tile, int chunk) {
+  const int rows = args.tile_rows / C::kSharers, first = sharer * rows;
 #pragma unroll
-  for (int i = 0; i < C::kChunks; ++i)
-    load_box(ring.tokens(stage, i), &args.tokens, &ring.full[stage], kEvictLast, (chunk + i) * 64,
-             row_tile * args.tile_rows);
+  for (int i = 0; i < C::kChunks; ++i) {
+    unsigned char* to = ring.tokens(stage, i) + first * 128;
+    const int k = (chunk + i) * 64, row = row_tile * args.tile_rows + first;
+    if constexpr (C::kSharers > 1)
+      load_box_everywhere(C::kSharers, to, &args.tokens, &ring.full[stage], kEvictLast, k, row);
+    else
+      load_box(to, &args.tokens, &ring.full[stage], kEvictLast, k, row);
+  }
 }
 
 // By a whole warp: load(stage, tile, chunk) for all of this block's tiles, each as soon as the stage is free. The first
@@ -171,13 +188,13 @@ __device__ __forceinline__ void store_rows(const TileArguments& args, int row, i
 }
 
 // The sums of 8 weight rows; gated: 8 gates and, in the next 4, their ups.
-template <class C>
+template <class C, Activation activation>
 __device__ __forceinline__ void store_sums(const TileArguments& args, int row, int end, int col,
-                                           const float (&sums)[C::kGated ? 8 : 4]) {
+                                           const float (&sums)[C::kStored]) {
   if constexpr (C::kGated) {
     float d[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) d[i] = activate(sums[i], args.activation) * sums[4 + i];
+    for (int i = 0; i < 4; ++i) d[i] = activate<activation>(sums[i]) * sums[4 + i];
     store_rows<C>(args, row, end, col, d);
   } else {
     const int first = col + 2 * static_cast<int>(threadIdx.x % 4);
@@ -189,41 +206,61 @@ __device__ __forceinline__ void store_sums(const TileArguments& args, int row, i
 
 template <class C>
 struct TileConsumer {
-  static constexpr int kStored = C::kGated ? 8 : 4, kItems = C::kWeights / (2 * kStored);
+  static constexpr int kStored = C::kStored, kItems = C::kSums / kStored;
   const TileArguments& args;
   const TileShare<C>& share;
   const TileRing<C>& ring;
 
   __device__ void run() const {
     int stage = 0, parity = 0;
-    float sums[C::kWeights / 2];
+    float sums[C::kSums];
     for (int index = share.first; index < share.count; index += share.step) {
       multiply(stage, parity, sums);
-      const Tile tile = share.tile(index);
-      const int first = tile.row_tile * args.tile_rows, all = args.num_rows - first;
-      const int row = first + static_cast<int>(threadIdx.x / 32) * 16;
-      const int end = first + (all < args.tile_rows ? all : args.tile_rows);
+      Place place = place_of(share.tile(index));
+      if constexpr (C::kSwapped && !C::kGated) load_bias(args, place.col, place.bias);
       if constexpr (C::kSplit)
-        store_parts(row, end, tile.weight_tile * C::kOutCols, sums);
+        store_parts(place, sums);
+      else if constexpr (C::kGated)
+        with_activation(args.activation, [&](auto activation) { store_all<decltype(activation)::value>(place, sums); });
       else
-        store_all(row, end, tile.weight_tile * C::kOutCols, sums);
+        store_all<Activation::kSilu>(place, sums);
     }
   }
 
  private:
-  __device__ void release(int stage) const {
-    if (threadIdx.x % 128 == 0) arrive(&ring.empty[stage]);
+  // Of out, where this warp's first item belongs, and the first row that it may not store.
+  struct Place {
+    int row, end, col;
+    float bias[2];  // swapped only
+  };
+  __device__ Place place_of(const Tile& tile) const {
+    const int warp = static_cast<int>(threadIdx.x / 32);
+    const int first = tile.row_tile * args.tile_rows, end = first + args.tile_rows;
+    return {first + (C::kSwapped ? 0 : 16 * warp),
+            end < args.num_rows ? end : args.num_rows,
+            tile.weight_tile * C::kOutCols + (C::kSwapped ? warp * (C::kGated ? 8 : 16) : 0),
+            {}};
   }
 
-  __device__ void multiply(int& stage, int& parity, float (&sums)[C::kWeights / 2]) const {
+  __device__ void release(int stage) const {
+    if constexpr (C::kSharers > 1) {
+      if (threadIdx.x % 128 < C::kSharers) arrive_at_rank(&ring.empty[stage], threadIdx.x % 128);
+    } else {
+      if (threadIdx.x % 128 == 0) arrive(&ring.empty[stage]);
+    }
+  }
+
+  __device__ void multiply(int& stage, int& parity, float (&sums)[C::kSums]) const {
+    const int group_rows = static_cast<int>(threadIdx.x / 128) * (64 * 128);
     int previous = 0;
     for (int i = 0; i < share.num_stages; ++i) {
       wait(&ring.full[stage], parity);
       wgmma_fence();
 #pragma unroll
       for (int chunk = 0; chunk < C::kChunks; ++chunk) {
-        const std::uint64_t a = k_major_descriptor(ring.tokens(stage, chunk) + threadIdx.x / 128 * (64 * 128));
-        const std::uint64_t b = k_major_descriptor(ring.weights(stage, chunk));
+        const unsigned char *left = ring.tokens(stage, chunk), *right = ring.weights(stage, chunk);
+        const std::uint64_t a = k_major_descriptor((C::kSwapped ? right : left) + group_rows);
+        const std::uint64_t b = k_major_descriptor(C::kSwapped ? left : right);
 #pragma unroll
         for (int k = 0; k < 4; ++k)
           wgmma<typename C::T, false>(sums, a + 2 * k, b + 2 * k, i != 0 || chunk != 0 || k != 0);
@@ -241,38 +278,63 @@ struct TileConsumer {
     hold(sums);
   }
 
-  __device__ void store_all(int row, int end, int col, const float (&sums)[C::kWeights / 2]) const {
-    if (row >= end) return;
+  template <Activation activation>
+  __device__ void store_item(const Place& place, int item, const float (&sums)[kStored]) const {
+    const int row = place.row + (C::kSwapped ? 8 * item : 0), col = place.col + (C::kSwapped ? 0 : 8 * item);
+    if (row >= place.end) return;
+    if constexpr (!C::kSwapped)
+      store_sums<C, activation>(args, row, place.end, col, sums);
+    else if constexpr (C::kGated)
+      store_gated_fragment<typename C::T, activation>(args, row, place.end, col, sums);
+    else
+      store_fragment<typename C::T>(args, row, place.end, col, place.bias, sums);
+  }
+
+  template <Activation activation>
+  __device__ void store_all(const Place& place, const float (&sums)[C::kSums]) const {
 #pragma unroll
     for (int item = 0; item < kItems; ++item) {
       float stored[kStored];
 #pragma unroll
       for (int i = 0; i < kStored; ++i) stored[i] = sums[item * kStored + i];
-      store_sums<C>(args, row, end, col + 8 * item, stored);
+      store_item<activation>(place, item, stored);
     }
   }
 
-  // The ring is empty for good: the parts take its place, and each block adds up and stores every parts-th item.
-  __device__ void store_parts(int row, int end, int col, const float (&sums)[C::kWeights / 2]) const {
-    float* mine = reinterpret_cast<float*>(ring.data) + threadIdx.x * 4;
-    constexpr int kStride = 128 * C::kGroups * 4;
+  // The ring is empty for good: what the other block stores takes its place. Each stores every other item.
+  __device__ void store_parts(const Place& place, const float (&sums)[C::kSums]) const {
+    constexpr int kMine = kItems / kParts, kBatch = kMine > 8 ? kMine / 2 : kMine, kStride = 128 * C::kGroups * 4;
+    static_assert(kParts == 2 && kStored == 4 && kItems % 2 == 0 && kMine % kBatch == 0);
+    float* shared = reinterpret_cast<float*>(ring.data) + threadIdx.x * 4;
+    const bool is_first = share.part == 0;
     sync_threads(1, 128 * C::kGroups);
 #pragma unroll
-    for (int j = 0; j < C::kWeights / 8; ++j)
-      store_vec(mine + j * kStride, Vec<float, 4>{sums[4 * j], sums[4 * j + 1], sums[4 * j + 2], sums[4 * j + 3]});
+    for (int i = 0; i < kMine; ++i) store_vec(shared + i * kStride, item_of(sums, 2 * i, !is_first));
     sync_cluster();
-    for (int item = share.part; item < kItems; item += args.parts) {
-      float stored[kStored] = {};
 #pragma unroll
-      for (int i = 0; i < kStored / 4; ++i)
-        for (int part = 0; part < args.parts; ++part) {
-          const Vec<float, 4> more = load_from_rank(mine + (item * (kStored / 4) + i) * kStride, part);
+    for (int first = 0; first < kMine; first += kBatch) {
+      Vec<float, 4> others[kBatch];  // on their way all at once
 #pragma unroll
-          for (int e = 0; e < 4; ++e) stored[4 * i + e] += more.data[e];
-        }
-      if (row < end) store_sums<C>(args, row, end, col + 8 * item, stored);
+      for (int i = 0; i < kBatch; ++i) others[i] = load_from_rank(shared + (first + i) * kStride, 1 - share.part);
+      if (first + kBatch == kMine) arrive_at_cluster();
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        const Vec<float, 4> own = item_of(sums, 2 * (first + i), is_first);
+        float stored[4];
+#pragma unroll
+        for (int e = 0; e < 4; ++e) stored[e] = own.data[e] + others[i].data[e];
+        store_item<Activation::kSilu>(place, 2 * (first + i) + share.part, stored);  // gates are not split
+      }
     }
-    sync_cluster();  // nobody leaves while others still read
+    wait_for_cluster();  // nobody leaves while others still read
+  }
+
+  // That item of two neighbours.
+  static __device__ Vec<float, 4> item_of(const float (&sums)[C::kSums], int pair, bool is_first) {
+    Vec<float, 4> item;
+#pragma unroll
+    for (int e = 0; e < 4; ++e) item.data[e] = is_first ? sums[4 * pair + e] : sums[4 * pair + 4 + e];
+    return item;
   }
 };
 
@@ -289,15 +351,18 @@ __global__ void __launch_bounds__(C::kThreads, 1) gemm_sm90_tile_kernel(const __
     prefetch_tensor_map(&args.tokens);
     for (int i = 0; i < args.stages; ++i) {
       init_barrier(&ring.full[i], 1);
-      init_barrier(&ring.empty[i], C::kGroups);
+      init_barrier(&ring.empty[i], C::kGroups * C::kSharers);
     }
     fence_barrier_init();
   }
-  __syncthreads();
+  if constexpr (C::kSharers > 1)
+    sync_cluster();
+  else
+    __syncthreads();
   if (threadIdx.x >= kLoaders + 32) {
     wait_for_predecessors();
     fill_ring(args, share, ring, [&](int stage, const Tile& tile, int chunk) {
-      load_tile_tokens(args, ring, stage, tile.row_tile, chunk);
+      load_tile_tokens(args, ring, share.sharer, stage, tile.row_tile, chunk);
     });
   } else if (threadIdx.x >= kLoaders) {
     fill_ring(args, share, ring, [&](int stage, const Tile& tile, int chunk) {
@@ -305,12 +370,14 @@ __global__ void __launch_bounds__(C::kThreads, 1) gemm_sm90_tile_kernel(const __
     });
   } else {
     wait_for_predecessors();
-    return TileConsumer<C>{args, share, ring}.run();
+    TileConsumer<C>{args, share, ring}.run();
+    if constexpr (C::kSplit) return;
   }
   if constexpr (C::kSplit) {
     sync_cluster();
     sync_cluster();
   }
+  if constexpr (C::kSharers > 1) sync_cluster();  // nobody leaves while others still write here
 #endif
 }
 

@@ -89,8 +89,10 @@ __device__ __forceinline__ void hold(float (&d)[n]) {
 #define PAGED_D_112 PAGED_D_96, PAGED_D(6)
 #define PAGED_R_128 PAGED_R_96 ", " PAGED_R6 ", " PAGED_R7
 #define PAGED_D_128 PAGED_D_96, PAGED_D(6), PAGED_D(7)
-#define PAGED_R_192 PAGED_R_128 ", " PAGED_R8 ", " PAGED_R9 ", " PAGED_R10 ", " PAGED_R11
-#define PAGED_D_192 PAGED_D_128, PAGED_D(8), PAGED_D(9), PAGED_D(10), PAGED_D(11)
+#define PAGED_R_160 PAGED_R_128 ", " PAGED_R8 ", " PAGED_R9
+#define PAGED_D_160 PAGED_D_128, PAGED_D(8), PAGED_D(9)
+#define PAGED_R_192 PAGED_R_160 ", " PAGED_R10 ", " PAGED_R11
+#define PAGED_D_192 PAGED_D_160, PAGED_D(10), PAGED_D(11)
 #define PAGED_R_224 PAGED_R_192 ", " PAGED_R12 ", " PAGED_R13
 #define PAGED_D_224 PAGED_D_192, PAGED_D(12), PAGED_D(13)
 #define PAGED_R_256 PAGED_R_192 ", " PAGED_R12 ", " PAGED_R13 ", " PAGED_R14 ", " PAGED_R15
@@ -117,8 +119,8 @@ __device__ __forceinline__ void hold(float (&d)[n]) {
       PAGED_WGMMA_##which("f16", n, __VA_ARGS__);  \
   }
 
-// n = 2 * registers, one of 8, 16, 24, 32, 48, 64, 96, 112, 128, 192, 224, 256. d = A B if !accumulate. B is K-major,
-// or MN-major if transposed_b; A is K-major.
+// n = 2 * registers, one of 8, 16, 24, 32, 48, 64, 96, 112, 128, 160, 192, 224, 256. d = A B if !accumulate. B is
+// K-major, or MN-major if transposed_b; A is K-major.
 template <class T, bool transposed_b, int registers>
 __device__ __forceinline__ void wgmma(float (&d)[registers], std::uint64_t desc_a, std::uint64_t desc_b,
                                       bool accumulate) {
@@ -131,6 +133,7 @@ __device__ __forceinline__ void wgmma(float (&d)[registers], std::uint64_t desc_
   PAGED_WGMMA(SS, 96, 48, 49, 50, 51)
   PAGED_WGMMA(SS, 112, 56, 57, 58, 59)
   PAGED_WGMMA(SS, 128, 64, 65, 66, 67)
+  PAGED_WGMMA(SS, 160, 80, 81, 82, 83)
   PAGED_WGMMA(SS, 192, 96, 97, 98, 99)
   PAGED_WGMMA(SS, 224, 112, 113, 114, 115)
   PAGED_WGMMA(SS, 256, 128, 129, 130, 131)
@@ -178,6 +181,7 @@ __device__ __forceinline__ void wgmma(float (&d)[registers], const std::uint32_t
 #undef PAGED_R_112
 #undef PAGED_D_112
 #undef PAGED_R_128
+#undef PAGED_R_160
 #undef PAGED_R_192
 #undef PAGED_R_224
 #undef PAGED_R_256
@@ -188,6 +192,7 @@ __device__ __forceinline__ void wgmma(float (&d)[registers], const std::uint32_t
 #undef PAGED_D_64
 #undef PAGED_D_96
 #undef PAGED_D_128
+#undef PAGED_D_160
 #undef PAGED_D_192
 #undef PAGED_D_224
 #undef PAGED_D_256

@@ -140,6 +140,7 @@ TEST(gated_products) {
     CHECK(check_product(gpu, {20, 8, 64, h, h, false, true}, Activation::kGeluTanh) || !own);
     CHECK(check_product(gpu, {33, 104, 72, b, b, false, true}) || !own);
     CHECK(check_product(gpu, {131, 72, 136, b, b, false, true}) || !own);
+    CHECK(check_product(gpu, {250, 520, 72, h, h, false, true}) || !own);
   }
   check_counters(gpu);
 }
@@ -162,12 +163,14 @@ void check_invariance(Gpu& gpu, Problem p, std::initializer_list<std::int64_t> r
 TEST(rows_do_not_depend_on_their_number) {
   Gpu gpu;
   check_invariance(gpu, {135, 200, 328, DType::kBFloat16, DType::kFloat32}, {1, 9, 17, 35});
+  check_invariance(gpu, {250, 520, 136, DType::kBFloat16, DType::kBFloat16}, {1, 70, 130, 170, 200});
   if (!is_real(gpu)) return;
   for (bool gated : {false, true})
-    for (const auto& [cols, depth] : {std::pair{1024, 4096}, std::pair{4096, 1024}, std::pair{1000, 1048}}) {
+    for (const auto& [cols, depth] :
+         {std::pair{1024, 4096}, std::pair{2048, 4096}, std::pair{4096, 1024}, std::pair{1000, 1048}}) {
       const DType out = gated ? DType::kBFloat16 : DType::kFloat32;
-      check_invariance(gpu, {1000, cols, depth, DType::kBFloat16, out, false, gated},
-                       {1, 2, 8, 9, 16, 31, 32, 33, 64, 65, 100, 128, 129, 256, 257, 512});
+      check_invariance(gpu, {1030, cols, depth, DType::kBFloat16, out, false, gated},
+                       {1, 2, 8, 9, 16, 31, 32, 33, 64, 65, 100, 128, 129, 150, 180, 200, 256, 257, 512, 1024});
     }
   check_counters(gpu);
 }
@@ -186,6 +189,19 @@ TEST(larger_products) {
     }
   }
   check_counters(gpu);
+}
+
+// Shapes that swapped tiles take: whole, of two parts, and with x shared within clusters.
+TEST(swapped_tiles) {
+  Gpu gpu;
+  if (!is_real(gpu)) return;
+  const DType b = DType::kBFloat16, h = DType::kFloat16;
+  gpu.gpu.batch_invariant = true;
+  for (std::int64_t rows : {130, 190, 256})
+    CHECK(check_product(gpu, {rows, 8192, 72, b, b, false, true}) || !must_run(gpu));
+  CHECK(check_product(gpu, {140, 16384, 136, h, h, true}) || !must_run(gpu));
+  check_invariance(gpu, {150, 4096, 4096, b, DType::kFloat32, true}, {64});
+  check_invariance(gpu, {1024, 2048, 4096, b, b, false, true}, {64});
 }
 
 TEST(vendor_library) {
