@@ -21,11 +21,11 @@ struct Cut {
   std::int32_t query_tiles(std::int32_t query_len) const { return divide_up(query_len, queries_per_tile); }
 };
 
-Cut cut_of(const AttentionParams& params) {
+Cut cut_of(const AttentionParams& params, std::int32_t max_rows) {
   const std::int32_t group = params.num_heads / params.cache.num_kv_heads;
-  const std::int32_t head_tiles = divide_up(group, kMaxQueryRows);
+  const std::int32_t head_tiles = divide_up(group, max_rows);
   const std::int32_t heads = divide_up(group, head_tiles);
-  return {heads, head_tiles, std::max(1, kMaxQueryRows / heads)};
+  return {heads, head_tiles, std::max(1, max_rows / heads)};
 }
 
 struct Chunks {
@@ -46,14 +46,28 @@ struct Plan {
   bool split = false;               // a chunk each
 };
 
-Plan plan_of(const AttentionParams& params, int num_threads) {
-  Plan plan{.cut = cut_of(params)};
+std::int64_t items_of(const AttentionParams& params, const Cut& cut) {
   const BatchView& batch = *params.batch;
-  for (std::int32_t s = 0; s < batch.num_sequences; ++s) {
-    plan.items += plan.cut.query_tiles(batch.query_len(s));
-    plan.longest_chunks = std::max(plan.longest_chunks, divide_up(batch.seq_lens[s], kKeyChunk));
+  std::int64_t tiles = 0;
+  for (std::int32_t s = 0; s < batch.num_sequences; ++s) tiles += cut.query_tiles(batch.query_len(s));
+  return tiles * params.cache.num_kv_heads * cut.head_tiles;
+}
+
+// As many rows a tile as suit the kernel, for they share what is done to keys and values, but items for every thread.
+Plan plan_of(const AttentionParams& params, int num_threads) {
+  constexpr std::int32_t kFewRows = 32;
+  const std::int32_t floats = divide_up(params.cache.head_dim, 16) * 16;
+  std::int32_t rows = std::min(kernels().query_rows, kMaxQueryFloats / floats / 16 * 16);
+  Plan plan{.cut = cut_of(params, rows)};
+  plan.items = items_of(params, plan.cut);
+  while (rows > kFewRows && plan.items < std::int64_t{4} * num_threads) {
+    rows = std::max(kFewRows, rows / 2);
+    plan.cut = cut_of(params, rows);
+    plan.items = items_of(params, plan.cut);
   }
-  plan.items *= std::int64_t{params.cache.num_kv_heads} * plan.cut.head_tiles;
+  const BatchView& batch = *params.batch;
+  for (std::int32_t s = 0; s < batch.num_sequences; ++s)
+    plan.longest_chunks = std::max(plan.longest_chunks, divide_up(batch.seq_lens[s], kKeyChunk));
   plan.split =
       num_threads > 1 && plan.items < 2 * num_threads && plan.longest_chunks > 1 && batch.num_tokens <= kMaxSplitTokens;
   return plan;

@@ -22,8 +22,10 @@ inline constexpr int kMaxTileRows = 64;
 inline constexpr int kMaxTilePanels = 8;
 inline constexpr int kKeyTile = 64;       // keys of one step of the online softmax
 inline constexpr int kKeyChunk = 1024;    // keys whose state starts from init; states merge in ascending order
-inline constexpr int kMaxQueryRows = 32;  // (query token, head) pairs of one attention tile
 inline constexpr int kMaxHeadDim = 512;
+// (query token, head) pairs of one attention tile, and what they may have of head_dim rounded up to 16 altogether.
+inline constexpr int kMaxQueryRows = 128;
+inline constexpr int kMaxQueryFloats = 32 * kMaxHeadDim;
 
 // out[rows, 16 * panels] = x @ weights.T + bias for some rows and some panels of one matrix.
 struct LinearTile {
@@ -48,7 +50,7 @@ struct AttentionTile {
   std::int32_t head_begin;
   std::int32_t num_heads;
   std::int32_t query_begin;  // inside the sequence's scheduled tokens
-  std::int32_t num_queries;  // num_heads * num_queries <= kMaxQueryRows
+  std::int32_t num_queries;  // num_heads * num_queries: see kMaxQueryRows
   std::int32_t chunk_begin;
   std::int32_t chunk_end;
   float* partials;            // null: merge the chunks and write out; else one state per row and chunk, see below
@@ -73,6 +75,7 @@ inline constexpr int kSumBlock = 256;
 struct KernelTable {
   const char* isa;
   int linear_rows;  // of a LinearTile that suit the registers best; <= kMaxTileRows
+  int query_rows;   // of an AttentionTile, where there are many; <= kMaxQueryRows
 
   void (*linear)(const LinearTile& tile);
   void (*quantise_rows)(const MatrixView& x, const QuantisedRows& to, std::int64_t row_begin, std::int64_t row_end);

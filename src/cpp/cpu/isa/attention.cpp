@@ -208,10 +208,9 @@ void visit_keys_tiled(const Walk& walk, Range range, Range next) {
   const KeyVectors<C> keys = key_vectors<C>(walk, tile_begin, range);
   find_values<C>(walk, tile_begin, range, walk.s.values);
   find_scales<C>(walk, tile_begin, range);
-  score_tiles(walk, tiled_keys(walk, keys));
-  for (int row = 0; row < walk.num_rows; ++row) softmax_row_tiled<C>(walk, row, tile_begin);
   pair_values<C>(walk, {range.begin - tile_begin, range.end - tile_begin}, next);
-  value_tiles(walk);
+  const AttentionParams& op = *walk.tile.op;
+  TiledStep<C>{walk, tiled_keys(walk, keys), tile_begin, op.softcap > 0.0f ? 1.0f : op.scale}.run();
 }
 
 // ---- states: init, merge, normalise
@@ -225,9 +224,10 @@ void init(float* max, float* sum, float* acc, int head_stride) {
 // (max, sum, acc) += (other_max, other_sum, other_acc). An empty state changes nothing.
 void merge(float* max, float* sum, float* acc, float other_max, float other_sum, const float* other, int head_stride) {
   if (other_max == kNegativeInfinity) return;
-  const float new_max = other_max > *max ? other_max : *max;
-  const float scale = exp_scalar(*max - new_max);
-  const float other_scale = exp_scalar(other_max - new_max);
+  const bool larger_max = other_max > *max;  // of the two scales one is exp(0), which is exactly 1
+  const float new_max = larger_max ? other_max : *max;
+  const float scale = larger_max ? exp_scalar(*max - new_max) : 1.0f;
+  const float other_scale = larger_max ? 1.0f : exp_scalar(other_max - new_max);
   for (int d = 0; d < head_stride; d += 16)
     store(acc + d, load(acc + d) * set1(scale) + load(other + d) * set1(other_scale));
   *sum = *sum * scale + other_sum * other_scale;
@@ -263,7 +263,7 @@ void load_queries(const Walk& walk) {
 
 void begin_queries(const Walk& walk) {
   if constexpr (kHasTiles) {
-    begin_tiles(shapes_of(smaller(walk.num_rows, 16), 0));
+    begin_tiles(attention_shapes(walk.num_rows));
     if (tiles_take(*walk.tile.op)) {
       __builtin_memset(walk.s.zeros, 0, sizeof(walk.s.zeros));
       return copy_queries(walk);

@@ -2,8 +2,12 @@
 // The two products of a tile of keys by AMX, where queries are bfloat16 and the cache bfloat16 or int8: bfloat16 keys
 // lie as an instruction reads them, of values two keys are put side by side. Keys of int8 are rounded to bfloat16;
 // codes of values are as they are, for their scales are in the exponentials. The exponentials are rounded to bfloat16
-// for the second product, not for their sum, as in FlashAttention. Whether tiles are used depends on the op alone: a
-// row's bits do not.
+// for the second product, not for their sum, as in FlashAttention; a row's sums are scaled anew only where its max
+// grows by more than kSlack, as in FlashAttention 4. Whether tiles are used depends on the op alone: a row's bits do
+// not.
+//
+// Sixteen rows are a tile. The products of a tile wait for one another and for memory, the exponentials for neither: so
+// scores of the next tile, exponentials of this one and values of the one before are computed in turn, a quarter each.
 #pragma once
 
 #include "cpu/isa/attention_walk.h"
@@ -25,8 +29,17 @@ PAGED_INLINE bool tiles_take(const AttentionParams& op) {
          (op.cache.dtype == DType::kBFloat16 || op.cache.dtype == DType::kInt8);
 }
 
-// Rows past the last one are computed too, from whatever is there, and nobody looks at them.
-PAGED_INLINE int row_tiles(const Walk& walk) { return (walk.num_rows + 15) / 16; }
+// Exponentials may grow to e^kSlack before a row's sums are scaled anew.
+constexpr float kSlack = 5.5f;
+constexpr int kQuarters = kKeyTile / 16;
+
+// Registers: 0 and 1 for what is summed up, 2 and 3 for keys and values, 4 to 7 for queries and exponentials. Rows past
+// the last one are computed too, from whatever is there, and nobody looks at them.
+PAGED_INLINE TileShapes attention_shapes(int num_rows) {
+  TileShapes shapes;
+  for (int tile = 0; tile < 8; ++tile) shapes.set(tile, tile == 2 || tile == 3 ? 16 : smaller(num_rows, 16));
+  return shapes;
+}
 
 PAGED_INLINE BFloat16* tiled_queries(const Walk& walk) { return reinterpret_cast<BFloat16*>(walk.s.q); }
 
@@ -38,31 +51,15 @@ PAGED_INLINE void copy_queries(const Walk& walk) {
   }
 }
 
-// p = q @ keys, not yet scaled.
-PAGED_INLINE void score_tiles(const Walk& walk, const KeyVectors<BFloat16>& keys) {
-  const auto at = [&](int i) { return reinterpret_cast<const std::byte*>(keys.at[i]); };
-  for (int t = 0; t < row_tiles(walk); ++t) {
-    float* p = walk.s.p + t * 16 * kKeyTile;
-    multiply_one_by_four({.a = reinterpret_cast<const std::byte*>(tiled_queries(walk) + t * 16 * walk.head_dim),
-                          .a_bytes = std::int64_t{walk.head_dim} * 2,
-                          .a_step = kTileBytes,
-                          .b = {at(0), at(1), at(2), at(3)},
-                          .b_bytes = keys.stride * 2,
-                          .c = {p, p + 16, p + 32, p + 48},
-                          .c_bytes = kKeyTile * 4,
-                          .steps = walk.head_dim / kTileK,
-                          .onto = false});
-  }
-}
-
-// The keys as score_tiles reads them: those of int8 in scratch, two components of a head side by side.
+// The keys as scores are made of them: those of int8 in scratch, two components of a head side by side.
 PAGED_INLINE KeyVectors<BFloat16> tiled_keys(const Walk&, const KeyVectors<BFloat16>& keys) { return keys; }
 PAGED_INLINE KeyVectors<BFloat16> tiled_keys(const Walk& walk, const KeyVectors<std::int8_t>& keys) {
-  // Codes that were gathered lie in s.keys; pairs of values come after the scores.
+  constexpr int kCodes = kKeyTile * kMaxHeadDim;  // in front of s.keys, where they were gathered
+  static_assert(sizeof(walk.s.keys) >= kCodes + kKeyTile * kMaxHeadDim * sizeof(BFloat16));
   KeyVectors<BFloat16> out;
   out.stride = 2 * kKeyTile;
   for (int i = 0; i < kKeyTile / 16; ++i) {
-    BFloat16* to = walk.s.pairs + 2 * 16 * i;
+    BFloat16* to = reinterpret_cast<BFloat16*>(walk.s.keys + kCodes) + 2 * 16 * i;
     out.at[i] = to;
     for (int d = 0; d < walk.head_dim; d += 2, to += out.stride) {
       const F32 scale = load(walk.s.key_scales + d / kKeyScaleGroup * kKeyTile + 16 * i);
@@ -70,50 +67,6 @@ PAGED_INLINE KeyVectors<BFloat16> tiled_keys(const Walk& walk, const KeyVectors<
     }
   }
   return out;
-}
-
-// Scores of row r -> exponentials in bfloat16, times the values' scales where they have any; updates the row's max, sum
-// and the factor its accumulators are scaled by. Exponentials need no more digits than bfloat16 leaves of them.
-template <typename C>
-PAGED_INLINE void softmax_row_tiled(const Walk& walk, int row, int tile_begin) {
-  constexpr float kLog2E = 1.44269504f;
-  AttentionScratch& s = walk.s;
-  const AttentionParams& op = *walk.tile.op;
-  const float* p = s.p + row * kKeyTile;
-  BFloat16* rounded = s.rounded + row * kKeyTile;
-  const Range keys = walk.keys_of(row);
-  const int begin = larger(keys.begin - tile_begin, 0), end = smaller(keys.end - tile_begin, kKeyTile);
-  s.scale[row] = 1.0f;
-  if (begin >= end) {
-    __builtin_memset(rounded, 0, kKeyTile * sizeof(BFloat16));
-    return;
-  }
-  F32 v[kKeyTile / 16];
-  float scale = op.scale;
-  for (int i = 0; i < kKeyTile / 16; ++i) {
-    v[i] = load(p + 16 * i);
-    if (op.softcap > 0.0f) v[i] = set1(op.softcap) * tanh(v[i] * set1(op.scale) / set1(op.softcap));
-    if (begin > 0 || end < kKeyTile) v[i] = keep_lanes(v[i], begin - 16 * i, end - 16 * i, -__builtin_inff());
-  }
-  if (op.softcap > 0.0f) scale = 1.0f;
-  const float tile_max = scale * reduce_max(max(max(v[0], v[1]), max(v[2], v[3])));
-  const float new_max = tile_max > s.max[row] ? tile_max : s.max[row];
-  for (int i = 0; i < kKeyTile / 16; ++i) {
-    v[i] = exp2_of_weights(fma(v[i], set1(scale * kLog2E), set1(-new_max * kLog2E)));
-    store_rounded(rounded + 16 * i, kScaled<C> ? v[i] * load(s.value_scales + 16 * i) : v[i]);
-  }
-  const F32 sum = (v[0] + v[1]) + (v[2] + v[3]);
-  s.scale[row] = s.max[row] == new_max ? 1.0f : exp_scalar(s.max[row] - new_max);
-  float* partial = s.partial_sums + 16 * row;
-  store(partial, fma(load(partial), set1(s.scale[row]), sum));
-  s.max[row] = new_max;
-}
-
-PAGED_INLINE void begin_sums(const Walk& walk) {
-  for (int row = 0; row < walk.num_rows; ++row) store(walk.s.partial_sums + 16 * row, zero());
-}
-PAGED_INLINE void end_sums(const Walk& walk) {
-  for (int row = 0; row < walk.num_rows; ++row) walk.s.sum[row] = reduce_add(load(walk.s.partial_sums + 16 * row));
 }
 
 // Values outside the range count as zero: what lies there may not be numbers. Meanwhile the keys and values of the
@@ -132,44 +85,146 @@ PAGED_INLINE void pair_values(const Walk& walk, Range in_tile, Range next) {
     BFloat16* to = walk.s.pairs + key * walk.head_dim;
     next_keys.fetch_lines(lines);
     next_values.fetch_lines(lines);
-    for (int d = 0; d < walk.head_dim; d += 16) interleave(even + d, odd + d, to + 2 * d);
+    for (int d = 0; d < walk.head_dim; d += 32) interleave(even + d, odd + d, to + 2 * d);
   }
 }
 
-// acc = acc * scale + p @ values.
-PAGED_INLINE void value_tiles(const Walk& walk) {
-  AttentionScratch& s = walk.s;
+PAGED_INLINE void begin_sums(const Walk& walk) {
   for (int row = 0; row < walk.num_rows; ++row) {
-    float* acc = s.acc + row * walk.head_stride;
-    if (s.scale[row] == 1.0f) continue;
-    for (int d = 0; d < walk.head_dim; d += 16) store(acc + d, load(acc + d) * set1(s.scale[row]));
-  }
-  for (int t = 0; t < row_tiles(walk); ++t) {
-    TileProduct product{.a = reinterpret_cast<const std::byte*>(s.rounded + t * 16 * kKeyTile),
-                        .a_bytes = kKeyTile * 2,
-                        .a_step = kTileBytes,
-                        .b = {},
-                        .b_bytes = std::int64_t{walk.head_dim} * 4,
-                        .c = {},
-                        .c_bytes = std::int64_t{walk.head_stride} * 4,
-                        .steps = kKeyTile / kTileK,
-                        .onto = true};
-    const auto take = [&](int d, int count) {
-      for (int i = 0; i < count; ++i) {
-        product.b[i] = reinterpret_cast<const std::byte*>(s.pairs + 2 * (d + 16 * i));
-        product.c[i] = s.acc + t * 16 * walk.head_stride + d + 16 * i;
-      }
-    };
-    int d = 0;
-    for (; d + 64 <= walk.head_dim; d += 64) {
-      take(d, 4);
-      multiply_one_by_four(product);
-    }
-    for (; d < walk.head_dim; d += 16) {
-      take(d, 1);
-      multiply_one_by_one(product);
-    }
+    store(walk.s.partial_sums + 16 * row, zero());
+    walk.s.shift[row] = 0.0f, walk.s.limit[row] = -__builtin_inff();
   }
 }
+PAGED_INLINE void end_sums(const Walk& walk) {
+  for (int row = 0; row < walk.num_rows; ++row) walk.s.sum[row] = reduce_add(load(walk.s.partial_sums + 16 * row));
+}
+
+// The rows by one tile of keys.
+template <typename C>
+struct TiledStep {
+  const Walk& walk;
+  KeyVectors<BFloat16> keys;
+  int tile_begin;
+  float factor;  // of scores, before shift is added: powers of e
+
+  PAGED_INLINE float* scores(int t) const { return walk.s.p + t % 2 * 16 * kKeyTile; }
+  PAGED_INLINE BFloat16* weights(int t) const { return walk.s.rounded + t % 2 * 16 * kKeyTile; }
+
+  // Rows 16 t and up by 16 keys.
+  PAGED_INLINE void score(int t, int quarter) const {
+    const auto* q = reinterpret_cast<const std::byte*>(tiled_queries(walk) + t * 16 * walk.head_dim);
+    const auto* k = reinterpret_cast<const std::byte*>(keys.at[quarter]);
+    clear_tile<0>();
+    for (int d = 0; d < walk.head_dim; d += kTileK) {
+      load_tile<4>(q + d * 2, std::int64_t{walk.head_dim} * 2);
+      load_tile<2>(k + d * keys.stride, keys.stride * 2);
+      multiply_pairs_onto<0, 4, 2>();
+    }
+    store_tile<0>(scores(t) + 16 * quarter, kKeyTile * 4);
+  }
+
+  // acc += weights @ values, for every fourth 16 components from 16 * quarter on.
+  PAGED_INLINE void add_values(int t, int quarter) const {
+    if (quarter == 0) {
+      load_tile<6>(weights(t), kKeyTile * 2);
+      load_tile<7>(weights(t) + kTileK, kKeyTile * 2);
+    }
+    const std::int64_t stride = std::int64_t{walk.head_dim} * 4;
+    for (int d = 16 * quarter; d < walk.head_dim; d += 16 * kQuarters) {
+      float* acc = walk.s.acc + t * 16 * walk.head_stride + d;
+      load_tile<1>(acc, stride);
+      load_tile<2>(walk.s.pairs + 2 * d, stride);
+      multiply_pairs_onto<1, 6, 2>();
+      load_tile<3>(walk.s.pairs + 2 * d + kTileK * walk.head_dim, stride);
+      multiply_pairs_onto<1, 7, 3>();
+      store_tile<1>(acc, stride);
+    }
+  }
+
+  void raise(int row, float new_max) const {
+    constexpr float kLog2E = 1.44269504f;
+    AttentionScratch& s = walk.s;
+    if (s.max[row] > -__builtin_inff()) {
+      const F32 scale = set1(exp_scalar(s.max[row] - new_max));
+      float* acc = s.acc + row * walk.head_stride;
+      for (int d = 0; d < walk.head_dim; d += 16) store(acc + d, load(acc + d) * scale);
+      store(s.partial_sums + 16 * row, load(s.partial_sums + 16 * row) * scale);
+    }
+    s.max[row] = new_max, s.limit[row] = new_max + kSlack, s.shift[row] = -new_max * kLog2E;
+  }
+
+  // Scores of four rows -> exponentials in bfloat16, times the values' scales where they have any.
+  PAGED_INLINE void softmax(int t, int quarter, bool masked) const {
+    constexpr float kLog2E = 1.44269504f;
+    AttentionScratch& s = walk.s;
+    const int row = 16 * t + 4 * quarter;
+    float* p = scores(t) + 4 * quarter * kKeyTile;
+    F32 largest[4];
+    for (int r = 0; r < 4; ++r, p += kKeyTile) {
+      if (masked) mask(row + r, p);
+      largest[r] = max(max(load(p), load(p + 16)), max(load(p + 32), load(p + 48)));
+    }
+    float maxima[4];
+    if (reduce_rows(largest, factor, s.limit + row, maxima))
+      for (int r = 0; r < 4; ++r)
+        if (maxima[r] > s.limit[row + r]) raise(row + r, maxima[r]);
+    p -= 4 * kKeyTile;
+    BFloat16* to = weights(t) + 4 * quarter * kKeyTile;
+    for (int r = 0; r < 4; ++r, p += kKeyTile, to += kKeyTile) {
+      F32 v[4];
+      for (int i = 0; i < 4; ++i)
+        v[i] = exp2_of_weights(fma(load(p + 16 * i), set1(factor * kLog2E), set1(s.shift[row + r])));
+      float* partial = s.partial_sums + 16 * (row + r);
+      store(partial, load(partial) + ((v[0] + v[1]) + (v[2] + v[3])));
+      if constexpr (kScaled<C>)
+        for (int i = 0; i < 4; ++i) v[i] = v[i] * load(s.value_scales + 16 * i);
+      store_rounded(to, v[0], v[1]);
+      store_rounded(to + 32, v[2], v[3]);
+    }
+  }
+
+  // Scores of keys that the row does not see -> -infinity.
+  PAGED_INLINE void mask(int row, float* p) const {
+    const Range seen = walk.keys_of(row);
+    for (int i = 0; i < kKeyTile; i += 16)
+      store(p + i, keep_lanes(load(p + i), seen.begin - tile_begin - i, seen.end - tile_begin - i, -__builtin_inff()));
+  }
+
+  void cap_scores(int t) const {
+    const AttentionParams& op = *walk.tile.op;
+    for (int i = 0; i < 16 * kKeyTile; i += 16) {
+      float* p = scores(t) + i;
+      store(p, set1(op.softcap) * tanh(load(p) * set1(op.scale) / set1(op.softcap)));
+    }
+  }
+
+  PAGED_INLINE int last_row(int t) const { return smaller(16 * t + 16, walk.num_rows) - 1; }
+  PAGED_INLINE bool is_masked(int t) const {
+    return walk.keys_of(16 * t).end < tile_begin + kKeyTile || walk.keys_of(last_row(t)).begin > tile_begin;
+  }
+
+  // Tiles of rows of which some see a key of the tile: neighbours, for rows come in the order of their positions.
+  PAGED_INLINE Range row_tiles() const {
+    Range tiles{0, (walk.num_rows + 15) / 16};
+    while (tiles.begin < tiles.end && walk.keys_of(last_row(tiles.begin)).end <= tile_begin) ++tiles.begin;
+    while (tiles.begin < tiles.end && walk.keys_of(16 * (tiles.end - 1)).begin >= tile_begin + kKeyTile) --tiles.end;
+    return tiles;
+  }
+
+  void run() const {
+    const Range tiles = row_tiles();
+    for (int quarter = 0; quarter < kQuarters && tiles.begin < tiles.end; ++quarter) score(tiles.begin, quarter);
+    for (int t = tiles.begin; t < tiles.end; ++t) {
+      if (walk.tile.op->softcap > 0.0f) cap_scores(t);
+      const bool masked = is_masked(t);
+      for (int quarter = 0; quarter < kQuarters; ++quarter) {
+        if (t + 1 < tiles.end) score(t + 1, quarter);
+        if (t > tiles.begin) add_values(t - 1, quarter);
+        if (16 * t + 4 * quarter < walk.num_rows) softmax(t, quarter, masked);
+      }
+    }
+    for (int quarter = 0; quarter < kQuarters && tiles.begin < tiles.end; ++quarter) add_values(tiles.end - 1, quarter);
+  }
+};
 
 }  // namespace paged::cpu::PAGED_ISA_NAMESPACE

@@ -10,20 +10,22 @@ namespace paged::cpu::PAGED_ISA_NAMESPACE {
 
 // Row r of a tile is query token r / num_heads, head r % num_heads. head_stride: head_dim rounded up to 16.
 struct AttentionScratch {
-  alignas(64) float q[kMaxQueryRows * kMaxHeadDim];
-  alignas(64) float acc[kMaxQueryRows * kMaxHeadDim];    // of the chunk
-  alignas(64) float total[kMaxQueryRows * kMaxHeadDim];  // of the chunks before
-  alignas(64) float p[kMaxQueryRows * kKeyTile];         // scores, then their exponentials
+  alignas(64) float q[kMaxQueryFloats];
+  alignas(64) float acc[kMaxQueryFloats];         // of the chunk
+  alignas(64) float total[kMaxQueryFloats];       // of the chunks before
+  alignas(64) float p[kMaxQueryRows * kKeyTile];  // scores, then their exponentials
   alignas(64) std::byte keys[kKeyTile * kMaxHeadDim * sizeof(float)];
   float max[kMaxQueryRows], sum[kMaxQueryRows], scale[kMaxQueryRows];
   float total_max[kMaxQueryRows], total_sum[kMaxQueryRows];
   const std::byte* values[kKeyTile];
   // Of an int8 cache: of each group of components, and of values.
   alignas(64) float key_scales[kMaxHeadDim / kKeyScaleGroup * kKeyTile], value_scales[kKeyTile];
-  // For attention_tiles.h: exponentials in bfloat16, sixteen parts of each row's sum, the values of two keys side by
-  // side, and a value of zeros.
-  alignas(64) BFloat16 rounded[kMaxQueryRows * kKeyTile];
+  // For attention_tiles.h: exponentials in bfloat16 of two tiles of rows, sixteen parts of each row's sum, what is
+  // added to a row's scores and what they may reach before its max is raised, the values of two keys side by side, and
+  // a value of zeros.
+  alignas(64) BFloat16 rounded[2 * 16 * kKeyTile];
   alignas(64) float partial_sums[kMaxQueryRows * 16];
+  alignas(64) float shift[kMaxQueryRows], limit[kMaxQueryRows];
   alignas(64) BFloat16 pairs[kKeyTile * kMaxHeadDim];
   alignas(64) std::byte zeros[kMaxHeadDim * sizeof(BFloat16)];
 };

@@ -11,6 +11,7 @@ extern const KernelTable kTable;
 const KernelTable kTable = {
     .isa = PAGED_STRING(PAGED_ISA_NAMESPACE),
     .linear_rows = kHasTiles ? 64 : 48,
+    .query_rows = kHasTiles ? 128 : 32,
     .linear = PAGED_ISA_OF_LINEAR::linear,
     .quantise_rows = PAGED_ISA_OF_QUANTISE_ROWS::quantise_rows,
     .attention = PAGED_ISA_OF_ATTENTION::attention,
