@@ -18,10 +18,17 @@ namespace paged::cpu {
 class PackedMatrix;
 struct QuantisedRows;
 
-inline constexpr int kMaxTileRows = 64;
-inline constexpr int kMaxTilePanels = 8;
-inline constexpr int kKeyTile = 64;       // keys of one step of the online softmax
-inline constexpr int kKeyChunk = 1024;    // keys whose state starts from init; states merge in ascending order
+// What a LinearTile may have.
+struct LinearTileSize {
+  int rows;
+  int panels;
+  int row_step;  // tiles begin at multiples of it
+};
+inline constexpr LinearTileSize kMaxLinearTile{64, 8, 1};
+inline constexpr LinearTileSize kMaxBFloat16Tile{128, 16, 32};  // bfloat16 x bfloat16 by AMX
+inline constexpr int kBFloat16Cols = 32;
+inline constexpr int kKeyTile = 64;     // keys of one step of the online softmax
+inline constexpr int kKeyChunk = 1024;  // keys whose state starts from init; states merge in ascending order
 inline constexpr int kMaxHeadDim = 512;
 // (query token, head) pairs of one attention tile, and what they may have of head_dim rounded up to 16 altogether.
 inline constexpr int kMaxQueryRows = 128;
@@ -37,9 +44,9 @@ struct LinearTile {
   std::int64_t row_begin;
   std::int64_t panel_begin;
   std::int64_t column_begin;  // column of out that takes the matrix's first row
-  int num_rows;               // <= kMaxTileRows
-  int num_panels;             // <= kMaxTilePanels
-  std::byte* scratch;         // ThreadPool::kScratchBytes
+  int num_rows;
+  int num_panels;
+  std::byte* scratch;  // ThreadPool::kScratchBytes
 };
 
 // Some queries of a sequence, some query heads of one kv head, the keys of some chunks.
@@ -74,8 +81,9 @@ inline constexpr int kSumBlock = 256;
 
 struct KernelTable {
   const char* isa;
-  int linear_rows;  // of a LinearTile that suit the registers best; <= kMaxTileRows
-  int query_rows;   // of an AttentionTile, where there are many; <= kMaxQueryRows
+  LinearTileSize linear_tile;    // that suits the registers best
+  LinearTileSize bfloat16_tile;  // where x and all weights are bfloat16, and columns a multiple of kBFloat16Cols
+  int query_rows;                // of an AttentionTile, where there are many; <= kMaxQueryRows
 
   void (*linear)(const LinearTile& tile);
   void (*quantise_rows)(const MatrixView& x, const QuantisedRows& to, std::int64_t row_begin, std::int64_t row_end);

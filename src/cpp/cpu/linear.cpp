@@ -19,26 +19,32 @@ struct Partition {
   std::int64_t num_rows;
   std::int64_t row_blocks;
   std::int64_t rows_per_block;
-  std::int64_t panels_per_group;
+  std::int64_t panels_per_group;  // at most
   const QuantisedRows* codes;
+
+  std::int64_t groups_of(const PackedMatrix& matrix) const { return divide_up(matrix.num_panels, panels_per_group); }
 };
 
 const PackedMatrix& packed(const LinearParams& params, int part) {
   return static_cast<const PackedMatrix&>(*params.parts[part]);
 }
 
+LinearTileSize tile_size(const LinearParams& params) {
+  bool bfloat16 = params.x.dtype == DType::kBFloat16 && params.x.cols % kBFloat16Cols == 0;
+  for (int i = 0; i < params.num_parts; ++i) bfloat16 = bfloat16 && packed(params, i).format == PackedFormat::kBFloat16;
+  return bfloat16 ? kernels().bfloat16_tile : kernels().linear_tile;
+}
+
 // Four items a thread where there is that much work, so that the last item to finish is not long alone.
 Partition partition(const LinearParams& params, std::int64_t row_begin, std::int64_t num_rows, int num_threads) {
+  const LinearTileSize size = tile_size(params);
   std::int64_t panels = 0;
   for (int i = 0; i < params.num_parts; ++i) panels += packed(params, i).num_panels;
-  const std::int64_t row_blocks = divide_up(num_rows, kernels().linear_rows);
+  const std::int64_t blocks = std::max<std::int64_t>(1, divide_up(num_rows, size.rows));
+  const std::int64_t rows = divide_up(divide_up(num_rows, blocks), size.row_step) * size.row_step;
+  const std::int64_t row_blocks = divide_up(num_rows, rows);
   const std::int64_t even = panels * row_blocks / (4 * num_threads) / 2 * 2;
-  return {row_begin,
-          num_rows,
-          row_blocks,
-          divide_up(num_rows, std::max<std::int64_t>(1, row_blocks)),
-          std::clamp<std::int64_t>(even, 2, kMaxTilePanels),
-          nullptr};
+  return {row_begin, num_rows, row_blocks, rows, std::clamp<std::int64_t>(even, 2, size.panels), nullptr};
 }
 
 void run_item(const LinearParams& params, const Partition& cut, std::int64_t item, std::byte* scratch) {
@@ -46,13 +52,14 @@ void run_item(const LinearParams& params, const Partition& cut, std::int64_t ite
   std::int64_t group = item / cut.row_blocks;
   std::int64_t column = 0;
   int part = 0;
-  for (std::int64_t groups; group >= (groups = divide_up(packed(params, part).num_panels, cut.panels_per_group));
-       ++part) {
+  for (std::int64_t groups; group >= (groups = cut.groups_of(packed(params, part))); ++part) {
     group -= groups;
     column += params.parts[part]->rows;
   }
   const auto& matrix = packed(params, part);
-  const std::int64_t panel = group * cut.panels_per_group;
+  const std::int64_t per_group =
+      divide_up(divide_up(matrix.num_panels, cut.groups_of(matrix)), 2) * 2;  // as even as can be
+  const std::int64_t panel = group * per_group;
   kernels().linear({
       .x = params.x,
       .out = params.out,
@@ -63,14 +70,14 @@ void run_item(const LinearParams& params, const Partition& cut, std::int64_t ite
       .panel_begin = panel,
       .column_begin = column,
       .num_rows = static_cast<int>(std::min(cut.rows_per_block, cut.num_rows - row)),
-      .num_panels = static_cast<int>(std::min(cut.panels_per_group, matrix.num_panels - panel)),
+      .num_panels = static_cast<int>(std::min(per_group, matrix.num_panels - panel)),
       .scratch = scratch,
   });
 }
 
 void run_rows(ThreadPool& threads, const LinearParams& params, const Partition& cut) {
   std::int64_t groups = 0;
-  for (int i = 0; i < params.num_parts; ++i) groups += divide_up(packed(params, i).num_panels, cut.panels_per_group);
+  for (int i = 0; i < params.num_parts; ++i) groups += cut.groups_of(packed(params, i));
   threads.parallel_for(cut.row_blocks * groups,
                        [&](std::int64_t item, int thread) { run_item(params, cut, item, threads.scratch(thread)); });
 }

@@ -23,15 +23,15 @@ constexpr int kPairChain = 256;    // of one chain of bfloat16 pairs, whose oper
 constexpr int kBlockK = 256;       // k of one pass over many rows
 constexpr int kLongBlockK = 2048;  // k of one pass over few rows
 static_assert(kBlockK % kPairChain == 0 && kLongBlockK % kPairChain == 0 && kPairChain % kChain == 0);
-constexpr int kAccStride = kMaxTilePanels * kPanelRows;
+constexpr int kAccStride = kMaxLinearTile.panels * kPanelRows;
 
 // Scratch of a tile. x is filled up with zeros to a multiple of 16 along k.
 struct Scratch {
-  float acc[kMaxTileRows * kAccStride];
-  alignas(64) float x[kMaxTileRows * kBlockK];  // or [kFewRows, kLongBlockK]
+  float acc[kMaxLinearTile.rows * kAccStride];
+  alignas(64) float x[kMaxLinearTile.rows * kBlockK];  // or [kFewRows, kLongBlockK]
   alignas(64) float w[kTilePanels * kBlockK * kPanelRows];
 };
-static_assert(kFewRows * kLongBlockK <= kMaxTileRows * kBlockK);
+static_assert(kFewRows * kLongBlockK <= kMaxLinearTile.rows * kBlockK);
 static_assert(kIntegerScratch <= sizeof(Scratch::x));
 static_assert(sizeof(Scratch) <= 256 * 1024);
 
@@ -245,8 +245,7 @@ void linear(const LinearTile& tile) {
   Scratch& scratch = *reinterpret_cast<Scratch*>(tile.scratch);
   if constexpr (kHasTiles) {
     if (tiles_take(tile)) {
-      multiply_tiles(tile, scratch.acc, kAccStride, reinterpret_cast<std::byte*>(scratch.x));
-      with_type(tile.out.dtype, [&](auto tag) { finish_rows<decltype(tag)>(tile, scratch.acc); });
+      with_type(tile.out.dtype, [&](auto tag) { multiply_tiles<decltype(tag)>(tile); });
       return;
     }
   }

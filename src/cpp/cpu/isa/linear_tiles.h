@@ -1,38 +1,74 @@
 // SPDX-License-Identifier: Apache-2.0
-// x @ w.T of bfloat16 by AMX tiles, for any number of rows: a tile of panels is already what an instruction reads. The
-// sum over k is that of the instruction, 32 k at a time in ascending order: the same for every number of rows.
+// x @ w.T of bfloat16 by AMX tiles, for any number of rows: a tile of panels is already what an instruction reads, and
+// x is read where it lies. The sum over k is that of the instruction, 32 k at a time in ascending order: the same for
+// every number of rows.
 #pragma once
+
+#include <type_traits>
 
 #include "cpu/isa/rows.h"
 #include "cpu/isa/tiles.h"
+#include "cpu/kernel_table.h"
 #include "cpu/packed_matrix.h"
 
 namespace paged::cpu::PAGED_ISA_NAMESPACE {
 
-constexpr int kPairRows = 32;    // two tiles of rows of x
-constexpr int kTiledSteps = 16;  // of one pass over many rows: that much of 32 rows of x stays in the nearest cache
+constexpr int kPairRows = 32;  // two tiles of rows of x
+// Of one pass over many rows: that much of 32 rows of x stays in the nearest cache beside the weights that pass it.
+constexpr int kPassSteps = 10;
 constexpr int kTileOfX = 16 * kTileBytes;
+static_assert(kBFloat16Cols == kTileK);
+
+// Sums of 32 rows, one panel more than a tile has, for two panels are multiplied at once. Two buffers for what is
+// finished: the one is still read while the other is written.
+struct TiledScratch {
+  static constexpr int kStride = (kMaxBFloat16Tile.panels + 1) * kPanelRows;
+  alignas(64) float acc[kPairRows * kStride];
+  alignas(64) float done[2][kPairRows * 2 * kPanelRows];
+};
 
 // Of one item. `x` is as the caller has it: rows so many bytes apart.
 struct TiledLinear {
+  const LinearTile& tile;
+  TiledScratch& scratch;
   const std::byte* x;
   std::int64_t x_bytes;
   const std::byte* panels;
   std::int64_t panel_bytes;
-  int num_panels;
   std::int64_t steps;
-  float* acc;  // [rows][acc_bytes]
-  std::int64_t acc_bytes;
 
-  PAGED_INLINE float* acc_at(int row, int panel) const {
-    return reinterpret_cast<float*>(reinterpret_cast<std::byte*>(acc) + row * acc_bytes) + panel * kPanelRows;
-  }
   PAGED_INLINE const std::byte* panel_at(int panel, std::int64_t step) const {
     return panels + panel * panel_bytes + step * kTileOfX;
   }
 };
 
+// Every sum of tiles is rounded by the same instruction, wherever its column lies.
+template <typename T>
+PAGED_INLINE void store_sums(T* to, F32 sum, int n) {
+  if constexpr (std::is_same_v<T, BFloat16>)
+    store_rounded_first(to, sum, n);
+  else
+    store_lanes(to, sum, n);
+}
+
+// Sums of `count` panels side by side, with the bias, -> rows of out.
+template <typename T>
+PAGED_INLINE void finish_panels(const LinearTile& tile, int row, int num_rows, int panel, int count, const float* acc,
+                                std::int64_t stride) {
+  const std::int64_t first = (tile.panel_begin + panel) * kPanelRows;
+  const std::int64_t left = tile.weights->rows - first;
+  for (int r = 0; r < num_rows; ++r, acc += stride) {
+    T* out = row_of<T>(tile.out, tile.row_begin + row + r) + tile.column_begin + first;
+    for_lanes(left < count * kPanelRows ? left : count * kPanelRows, [&](std::int64_t i, int n) {
+      F32 sum = load(acc + i);
+      if (tile.bias != nullptr) sum = sum + load_lanes(tile.bias + first + i, n);
+      store_sums(out + i, sum, n);
+    });
+  }
+}
+
 // Rows [row, row + num_rows), at most 16, by all panels: the weights come from memory, once.
+template <typename T>
 PAGED_INLINE void multiply_few_tiled(const TiledLinear& item, int row, int num_rows) {
   begin_tiles(shapes_of(num_rows, 0));
   TileProduct product{.a = item.x + row * item.x_bytes,
@@ -41,53 +77,55 @@ PAGED_INLINE void multiply_few_tiled(const TiledLinear& item, int row, int num_r
                       .b = {},
                       .b_bytes = kTileBytes,
                       .c = {},
-                      .c_bytes = item.acc_bytes,
+                      .c_bytes = 4 * kPanelRows * 4,
                       .steps = item.steps,
                       .onto = false};
+  float* acc = item.scratch.acc;
   const auto take = [&](int panel, int count) {
     for (int i = 0; i < count; ++i) {
       product.b[i] = item.panel_at(panel + i, 0);
-      product.c[i] = item.acc_at(row, panel + i);
+      product.c[i] = acc + i * kPanelRows;
     }
   };
   int panel = 0;
-  for (; panel + 4 <= item.num_panels; panel += 4) {
+  for (; panel + 4 <= item.tile.num_panels; panel += 4) {
     take(panel, 4);
     multiply_one_by_four(product);
+    finish_panels<T>(item.tile, row, num_rows, panel, 4, acc, 4 * kPanelRows);
   }
-  for (; panel < item.num_panels; ++panel) {
+  for (; panel < item.tile.num_panels; ++panel) {
     take(panel, 1);
     multiply_one_by_one(product);
+    finish_panels<T>(item.tile, row, num_rows, panel, 1, acc, 4 * kPanelRows);
   }
 }
 
-// Copies steps [begin, begin + count) of the rows side by side: rows as far apart as a power of two evict one another.
-PAGED_INLINE void gather_tiles(const TiledLinear& item, int row, int num_rows, std::int64_t begin, std::int64_t count,
-                               std::byte* to) {
-  for (int r = 0; r < num_rows; ++r) {
-    const std::byte* from = item.x + (row + r) * item.x_bytes + begin * kTileBytes;
-    for (std::int64_t i = 0; i < count; ++i)
-      __builtin_memcpy(to + (i * kPairRows + r) * kTileBytes, from + i * kTileBytes, kTileBytes);
-  }
-}
-
-// Rows [row, row + num_rows), 17 to 32, by all panels.
-PAGED_INLINE void multiply_pair_tiled(const TiledLinear& item, int row, int num_rows, std::byte* scratch) {
+// Rows [row, row + num_rows), 17 to 32, by all panels. The last one of an odd number is multiplied twice.
+template <typename T>
+PAGED_INLINE void multiply_pair_tiled(const TiledLinear& item, int row, int num_rows) {
   begin_tiles(shapes_of(16, num_rows - 16));
-  for (std::int64_t begin = 0; begin < item.steps; begin += kTiledSteps) {
-    const std::int64_t count = item.steps - begin < kTiledSteps ? item.steps - begin : kTiledSteps;
-    gather_tiles(item, row, num_rows, begin, count, scratch);
-    for (int panel = 0; panel + 2 <= item.num_panels; panel += 2)
-      multiply_two_by_two({.a = scratch,
-                           .a_bytes = kTileBytes,
-                           .a_step = kPairRows * kTileBytes,
-                           .b = {item.panel_at(panel, begin), item.panel_at(panel + 1, begin), nullptr, nullptr},
+  const std::int64_t passes = (item.steps + kPassSteps - 1) / kPassSteps;
+  const std::int64_t pass_steps = (item.steps + passes - 1) / passes;
+  for (std::int64_t begin = 0; begin < item.steps; begin += pass_steps) {
+    const std::int64_t end = begin + pass_steps < item.steps ? begin + pass_steps : item.steps;
+    const std::byte* x = item.x + row * item.x_bytes + begin * kTileBytes;
+    for (int panel = 0; panel < item.tile.num_panels; panel += 2) {
+      const bool two = panel + 1 < item.tile.num_panels;
+      float* acc = item.scratch.acc + panel * kPanelRows;
+      float* done = item.scratch.done[panel / 2 % 2];
+      multiply_two_by_two({.a = x,
+                           .a_bytes = item.x_bytes,
+                           .a_step = kTileBytes,
+                           .b = {item.panel_at(panel, begin), item.panel_at(panel + (two ? 1 : 0), begin)},
                            .b_bytes = kTileBytes,
-                           .c = {item.acc_at(row, panel), item.acc_at(row, panel + 1), item.acc_at(row + 16, panel),
-                                 item.acc_at(row + 16, panel + 1)},
-                           .c_bytes = item.acc_bytes,
-                           .steps = count,
+                           .c = acc,
+                           .c_bytes = TiledScratch::kStride * 4,
+                           .to = end == item.steps ? done : acc,
+                           .to_bytes = end == item.steps ? 2 * kPanelRows * 4 : TiledScratch::kStride * 4,
+                           .steps = end - begin,
                            .onto = begin != 0});
+      if (end == item.steps) finish_panels<T>(item.tile, row, num_rows, panel, two ? 2 : 1, done, 2 * kPanelRows);
+    }
   }
 }
 
@@ -96,30 +134,21 @@ PAGED_INLINE bool tiles_take(const LinearTile& tile) {
          tile.x.cols % kTileK == 0;
 }
 
-// acc[rows of the tile][acc_stride] = the products of the tile. scratch: kTiledSteps * kPairRows * kTileBytes.
-PAGED_INLINE void multiply_tiles(const LinearTile& tile, float* acc, int acc_stride, std::byte* scratch) {
+// The products of the tile -> rows of out.
+template <typename T>
+void multiply_tiles(const LinearTile& tile) {
   const PackedMatrix& matrix = *tile.weights;
-  TiledLinear item{.x = static_cast<const std::byte*>(tile.x.data) + 2 * tile.row_begin * tile.x.row_stride,
-                   .x_bytes = 2 * tile.x.row_stride,
-                   .panels = matrix.data + tile.panel_begin * matrix.panel_bytes,
-                   .panel_bytes = matrix.panel_bytes,
-                   .num_panels = tile.num_panels,
-                   .steps = matrix.cols / kTileK,
-                   .acc = acc,
-                   .acc_bytes = std::int64_t{acc_stride} * 4};
-  const int pairs = tile.num_panels / 2 * 2;
+  const TiledLinear item{.tile = tile,
+                         .scratch = *reinterpret_cast<TiledScratch*>(tile.scratch),
+                         .x = static_cast<const std::byte*>(tile.x.data) + 2 * tile.row_begin * tile.x.row_stride,
+                         .x_bytes = 2 * tile.x.row_stride,
+                         .panels = matrix.data + tile.panel_begin * matrix.panel_bytes,
+                         .panel_bytes = matrix.panel_bytes,
+                         .steps = matrix.cols / kTileK};
   int row = 0;
-  for (; tile.num_rows - row > 16; row += kPairRows) {
-    const int rows = tile.num_rows - row < kPairRows ? tile.num_rows - row : kPairRows;
-    multiply_pair_tiled(item, row, rows, scratch);
-  }
-  if (row < tile.num_rows) multiply_few_tiled(item, row, tile.num_rows - row);
-  if (pairs < tile.num_panels) {  // the last one of an odd number
-    item.panels += pairs * matrix.panel_bytes, item.acc += pairs * kPanelRows, item.num_panels = 1;
-    const int paired = row < tile.num_rows ? row : tile.num_rows;
-    for (int first = 0; first < paired; first += 16)
-      multiply_few_tiled(item, first, paired - first < 16 ? paired - first : 16);
-  }
+  for (; tile.num_rows - row > 16; row += kPairRows)
+    multiply_pair_tiled<T>(item, row, tile.num_rows - row < kPairRows ? tile.num_rows - row : kPairRows);
+  if (row < tile.num_rows) multiply_few_tiled<T>(item, row, tile.num_rows - row);
   end_tiles();
 }
 

@@ -10,7 +10,8 @@ namespace paged::cpu::PAGED_ISA_NAMESPACE {
 extern const KernelTable kTable;
 const KernelTable kTable = {
     .isa = PAGED_STRING(PAGED_ISA_NAMESPACE),
-    .linear_rows = kHasTiles ? 64 : 48,
+    .linear_tile = {kHasTiles ? 64 : 48, kMaxLinearTile.panels, 1},
+    .bfloat16_tile = kHasTiles ? kMaxBFloat16Tile : LinearTileSize{48, kMaxLinearTile.panels, 1},
     .query_rows = kHasTiles ? 128 : 32,
     .linear = PAGED_ISA_OF_LINEAR::linear,
     .quantise_rows = PAGED_ISA_OF_QUANTISE_ROWS::quantise_rows,

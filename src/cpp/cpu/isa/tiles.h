@@ -94,6 +94,10 @@ PAGED_INLINE F32 exp2_of_weights(F32 x) {
 PAGED_INLINE void store_rounded(BFloat16* to, F32 a, F32 b) {
   _mm512_store_si512(to, (__m512i)_mm512_cvtne2ps_pbh(b.v, a.v));
 }
+// The same of the first n of one.
+PAGED_INLINE void store_rounded_first(BFloat16* to, F32 x, int n) {
+  _mm256_mask_storeu_epi16(to, first_lanes(n), (__m256i)_mm512_cvtneps_pbh(x.v));
+}
 // out[i] = factor * the largest lane of v[i]; whether any is above its limit.
 PAGED_INLINE bool reduce_rows(const F32 (&v)[4], float factor, const float* limit, float* out) {
   const auto larger_of = [](__m512 a, __m512 b) {
@@ -126,6 +130,7 @@ void interleave(const std::int8_t* a, const std::int8_t* b, void* to);
 void interleave_scaled(const std::int8_t* a, const std::int8_t* b, F32 scale, void* to);
 F32 exp2_of_weights(F32 x);
 void store_rounded(BFloat16* to, F32 a, F32 b);
+void store_rounded_first(BFloat16* to, F32 x, int n);
 bool reduce_rows(const F32 (&v)[4], float factor, const float* limit, float* out);
 
 #endif
@@ -184,20 +189,45 @@ PAGED_INLINE void multiply_one_by_four(const TileProduct& product) {
   product.end<0>(), product.end<1>(), product.end<2>(), product.end<3>();
 }
 
-// c[0] and c[1] are of the first 16 rows, c[2] and c[3] of those behind them.
-PAGED_INLINE void multiply_two_by_two(const TileProduct& product) {
-  product.begin<0>(), product.begin<1>(), product.begin<2>(), product.begin<3>();
+// Two tiles of rows of a, next to each other, by two of b: c -> to, 32 columns.
+struct TilePairProduct {
+  const std::byte* a;
+  std::int64_t a_bytes, a_step;
+  const std::byte* b[2];
+  std::int64_t b_bytes;
+  const float* c;
+  std::int64_t c_bytes;
+  float* to;
+  std::int64_t to_bytes;
+  std::int64_t steps;
+  bool onto;
+};
+
+PAGED_INLINE void multiply_two_by_two(const TilePairProduct& product) {
+  const auto below = [](auto* p, std::int64_t bytes) { return p + 4 * bytes; };  // 16 rows of float
+  if (product.onto) {
+    load_tile<0>(product.c, product.c_bytes);
+    load_tile<1>(product.c + 16, product.c_bytes);
+    load_tile<2>(below(product.c, product.c_bytes), product.c_bytes);
+    load_tile<3>(below(product.c, product.c_bytes) + 16, product.c_bytes);
+  } else {
+    clear_tile<0>(), clear_tile<1>(), clear_tile<2>(), clear_tile<3>();
+  }
   for (std::int64_t i = 0; i < product.steps; ++i) {
-    load_tile<6>(product.b_at(0, i), product.b_bytes);
-    load_tile<4>(product.a_at(i), product.a_bytes);
+    const std::byte* a = product.a + i * product.a_step;
+    load_tile<6>(product.b[0] + i * 16 * product.b_bytes, product.b_bytes);
+    load_tile<4>(a, product.a_bytes);
     multiply_pairs_onto<0, 4, 6>();
-    load_tile<7>(product.b_at(1, i), product.b_bytes);
+    load_tile<7>(product.b[1] + i * 16 * product.b_bytes, product.b_bytes);
     multiply_pairs_onto<1, 4, 7>();
-    load_tile<5>(product.a_at(i) + 16 * product.a_bytes, product.a_bytes);
+    load_tile<5>(a + 16 * product.a_bytes, product.a_bytes);
     multiply_pairs_onto<2, 5, 6>();
     multiply_pairs_onto<3, 5, 7>();
   }
-  product.end<0>(), product.end<1>(), product.end<2>(), product.end<3>();
+  store_tile<0>(product.to, product.to_bytes);
+  store_tile<1>(product.to + 16, product.to_bytes);
+  store_tile<2>(below(product.to, product.to_bytes), product.to_bytes);
+  store_tile<3>(below(product.to, product.to_bytes) + 16, product.to_bytes);
 }
 
 // Registers for tiles of a of `first` and, for multiply_two_by_two, `second` rows; 0: for the other two.
