@@ -42,7 +42,7 @@ Chunks chunks_of(const AttentionParams& params, std::int32_t first, std::int32_t
 struct Plan {
   Cut cut;
   std::int32_t longest_chunks = 0;  // chunks of the longest sequence
-  std::int64_t items = 0;           // (sequence, query tile, kv head, head tile)
+  std::int64_t items = 0;           // (sequence, kv head, head tile, query tile): neighbours share keys and values
   bool split = false;               // a chunk each
 };
 
@@ -57,7 +57,7 @@ std::int64_t items_of(const AttentionParams& params, const Cut& cut) {
 Plan plan_of(const AttentionParams& params, int num_threads) {
   constexpr std::int32_t kFewRows = 32;
   const std::int32_t floats = divide_up(params.cache.head_dim, 16) * 16;
-  std::int32_t rows = std::min(kernels().query_rows, kMaxQueryFloats / floats / 16 * 16);
+  std::int32_t rows = std::min(kernels().query_rows, kMaxQueryFloats / floats / kFewRows * kFewRows);
   Plan plan{.cut = cut_of(params, rows)};
   plan.items = items_of(params, plan.cut);
   while (rows > kFewRows && plan.items < std::int64_t{4} * num_threads) {
@@ -78,18 +78,20 @@ bool locate(const AttentionParams& params, const Plan& plan, std::int64_t item, 
   const BatchView& batch = *params.batch;
   const std::int32_t chunk = plan.split ? static_cast<std::int32_t>(item % plan.longest_chunks) : 0;
   if (plan.split) item /= plan.longest_chunks;
+  const std::int64_t all_heads = std::int64_t{params.cache.num_kv_heads} * plan.cut.head_tiles;
+  std::int64_t tiles;
+  for (tile.sequence = 0; item >= (tiles = plan.cut.query_tiles(batch.query_len(tile.sequence))) * all_heads;
+       ++tile.sequence)
+    item -= tiles * all_heads;
+  const auto query_tile = static_cast<std::int32_t>(item % tiles);
+  item /= tiles;
   const auto head_tile = static_cast<std::int32_t>(item % plan.cut.head_tiles);
-  item /= plan.cut.head_tiles;
-  tile.kv_head = static_cast<std::int32_t>(item % params.cache.num_kv_heads);
-  item /= params.cache.num_kv_heads;
-  tile.sequence = 0;
-  for (std::int64_t tiles; item >= (tiles = plan.cut.query_tiles(batch.query_len(tile.sequence))); ++tile.sequence)
-    item -= tiles;
+  tile.kv_head = static_cast<std::int32_t>(item / plan.cut.head_tiles);
   const std::int32_t group = params.num_heads / params.cache.num_kv_heads;
   const std::int32_t query_len = batch.query_len(tile.sequence);
   tile.head_begin = tile.kv_head * group + head_tile * plan.cut.heads_per_tile;
   tile.num_heads = std::min(plan.cut.heads_per_tile, group - head_tile * plan.cut.heads_per_tile);
-  tile.query_begin = static_cast<std::int32_t>(item) * plan.cut.queries_per_tile;
+  tile.query_begin = query_tile * plan.cut.queries_per_tile;
   tile.num_queries = std::min(plan.cut.queries_per_tile, query_len - tile.query_begin);
   const std::int32_t first = batch.seq_lens[tile.sequence] - query_len + tile.query_begin;
   const Chunks chunks = chunks_of(params, first, first + tile.num_queries - 1);

@@ -201,18 +201,6 @@ void visit_keys(const Walk& walk, Range range, Range next) {
     value_some<C, kAttentionRows>(walk, row, smaller(kAttentionRows, walk.num_rows - row), in_tile, next_keys);
 }
 
-// The same by tiles.
-template <typename C>
-void visit_keys_tiled(const Walk& walk, Range range, Range next) {
-  const int tile_begin = range.begin / kKeyTile * kKeyTile;
-  const KeyVectors<C> keys = key_vectors<C>(walk, tile_begin, range);
-  find_values<C>(walk, tile_begin, range, walk.s.values);
-  find_scales<C>(walk, tile_begin, range);
-  pair_values<C>(walk, {range.begin - tile_begin, range.end - tile_begin}, next);
-  const AttentionParams& op = *walk.tile.op;
-  TiledStep<C>{walk, tiled_keys(walk, keys), tile_begin, op.softcap > 0.0f ? 1.0f : op.scale}.run();
-}
-
 // ---- states: init, merge, normalise
 
 void init(float* max, float* sum, float* acc, int head_stride) {
@@ -292,7 +280,10 @@ void end_chunk(const Walk& walk, int chunk) {
 template <typename C>
 void visit(const Walk& walk, Range range, Range next) {
   if constexpr (kHasTiles && kTilesRead<C>) {
-    if (tiles_take(*walk.tile.op)) return visit_keys_tiled<C>(walk, range, next);
+    if (tiles_take(*walk.tile.op))
+      return walk.head_dim == 64    ? visit_keys_tiled<C, 64>(walk, range, next)
+             : walk.head_dim == 128 ? visit_keys_tiled<C, 128>(walk, range, next)
+                                    : visit_keys_tiled<C, 0>(walk, range, next);
   }
   visit_keys<C>(walk, range, next);
 }

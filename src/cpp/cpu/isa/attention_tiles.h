@@ -6,8 +6,9 @@
 // grows by more than kSlack, as in FlashAttention 4. Whether tiles are used depends on the op alone: a row's bits do
 // not.
 //
-// Sixteen rows are a tile. The products of a tile wait for one another and for memory, the exponentials for neither: so
-// scores of the next tile, exponentials of this one and values of the one before are computed in turn, a quarter each.
+// Two tiles of rows are a block. The products of a block wait for one another and for memory, the exponentials for
+// neither: so four rows' exponentials stand between the scores of sixteen keys by the next block, or the sums of
+// sixteen components of the block before.
 #pragma once
 
 #include "cpu/isa/attention_walk.h"
@@ -32,6 +33,7 @@ PAGED_INLINE bool tiles_take(const AttentionParams& op) {
 // Exponentials may grow to e^kSlack before a row's sums are scaled anew.
 constexpr float kSlack = 5.5f;
 constexpr int kQuarters = kKeyTile / 16;
+constexpr int kBlockRows = 32;
 
 // Registers: 0 and 1 for what is summed up, 2 and 3 for keys and values, 4 to 7 for queries and exponentials. Rows past
 // the last one are computed too, from whatever is there, and nobody looks at them.
@@ -70,10 +72,11 @@ PAGED_INLINE KeyVectors<BFloat16> tiled_keys(const Walk& walk, const KeyVectors<
 }
 
 // Values outside the range count as zero: what lies there may not be numbers. Meanwhile the keys and values of the
-// range `next` are asked for.
+// range `next` are asked for, if rows are few: many have time to wait, and find them in the caches after their like.
 template <typename C>
 PAGED_INLINE void pair_values(const Walk& walk, Range in_tile, Range next) {
-  const int lines = walk.head_dim / 16;  // of two keys or values in bfloat16; head_dim is a multiple of 32
+  // Of two keys or values in bfloat16; head_dim is a multiple of 32.
+  const int lines = walk.num_rows > kBlockRows ? 0 : walk.head_dim / 16;
   Ahead<C> next_keys(walk, next, 0), next_values(walk, next, 1);
   const auto value = [&](int key) {
     const bool outside = key < in_tile.begin || key >= in_tile.end;
@@ -99,132 +102,216 @@ PAGED_INLINE void end_sums(const Walk& walk) {
   for (int row = 0; row < walk.num_rows; ++row) walk.s.sum[row] = reduce_add(load(walk.s.partial_sums + 16 * row));
 }
 
-// The rows by one tile of keys.
-template <typename C>
+// Scores of keys that the row does not see -> -infinity.
+PAGED_INLINE void mask_scores(const Walk& walk, int row, int tile_begin, float* p) {
+  const Range seen = walk.keys_of(row);
+  for (int i = 0; i < kKeyTile; i += 16)
+    store(p + i, keep_lanes(load(p + i), seen.begin - tile_begin - i, seen.end - tile_begin - i, -__builtin_inff()));
+}
+
+// Of a block.
+PAGED_INLINE void cap_scores(const AttentionParams& op, float* p) {
+  for (int i = 0; i < kBlockRows * kKeyTile; i += 16)
+    store(p + i, set1(op.softcap) * tanh(load(p + i) * set1(op.scale) / set1(op.softcap)));
+}
+
+constexpr float kLog2E = 1.44269504f;
+
+void raise_max(const Walk& walk, int row, float new_max) {
+  AttentionScratch& s = walk.s;
+  if (s.max[row] > -__builtin_inff()) {
+    const F32 scale = set1(exp_scalar(s.max[row] - new_max));
+    float* acc = s.acc + row * walk.head_stride;
+    for (int d = 0; d < walk.head_dim; d += 16) store(acc + d, load(acc + d) * scale);
+    store(s.partial_sums + 16 * row, load(s.partial_sums + 16 * row) * scale);
+  }
+  s.max[row] = new_max, s.limit[row] = new_max + kSlack, s.shift[row] = -new_max * kLog2E;
+}
+
+// The rows by one tile of keys. What every instruction needs is a value here: the compiler cannot know that tiles are
+// not stored over what a pointer leads to. kHeadDim: head_dim, or 0 for any.
+template <typename C, int kHeadDim>
 struct TiledStep {
   const Walk& walk;
-  KeyVectors<BFloat16> keys;
+  const std::byte* keys[kQuarters];
+  std::int64_t key_bytes;  // from one pair of components to the next
   int tile_begin;
-  float factor;  // of scores, before shift is added: powers of e
+  float factor;  // of scores before their row's shift is added: powers of 2
+  std::int64_t any_head_dim = walk.head_dim;
+  std::int64_t num_rows = walk.num_rows;
+  const BFloat16* queries = tiled_queries(walk);
+  float* scores = walk.s.p;  // of two blocks by turns, like their weights
+  BFloat16* weights = walk.s.rounded;
+  const BFloat16* pairs = walk.s.pairs;
+  float* acc = walk.s.acc;
+  static constexpr int kBlock = kBlockRows * kKeyTile;
 
-  PAGED_INLINE float* scores(int t) const { return walk.s.p + t % 2 * 16 * kKeyTile; }
-  PAGED_INLINE BFloat16* weights(int t) const { return walk.s.rounded + t % 2 * 16 * kKeyTile; }
+  PAGED_INLINE std::int64_t head_dim() const { return kHeadDim != 0 ? kHeadDim : any_head_dim; }
+  PAGED_INLINE float* scores_of(int block) const { return scores + block % 2 * kBlock; }
+  PAGED_INLINE BFloat16* weights_of(int block) const { return weights + block % 2 * kBlock; }
+  PAGED_INLINE const BFloat16* queries_of(int block) const { return queries + block * kBlockRows * head_dim(); }
+  PAGED_INLINE float* sums_of(int block, std::int64_t d) const { return acc + block * kBlockRows * head_dim() + d; }
+  PAGED_INLINE bool is_pair(int block) const { return num_rows - block * kBlockRows > 16; }
 
-  // Rows 16 t and up by 16 keys.
-  PAGED_INLINE void score(int t, int quarter) const {
-    const auto* q = reinterpret_cast<const std::byte*>(tiled_queries(walk) + t * 16 * walk.head_dim);
-    const auto* k = reinterpret_cast<const std::byte*>(keys.at[quarter]);
-    clear_tile<0>();
-    for (int d = 0; d < walk.head_dim; d += kTileK) {
-      load_tile<4>(q + d * 2, std::int64_t{walk.head_dim} * 2);
-      load_tile<2>(k + d * keys.stride, keys.stride * 2);
+  // Where they fit, queries stay in their registers.
+  PAGED_INLINE void load_queries(int block) const {
+    if constexpr (kHeadDim != 2 * kTileK) return;
+    const BFloat16* q = queries_of(block);
+    load_tile<4>(q, head_dim() * 2);
+    load_tile<5>(q + kTileK, head_dim() * 2);
+    if (!is_pair(block)) return;
+    load_tile<6>(q + 16 * head_dim(), head_dim() * 2);
+    load_tile<7>(q + 16 * head_dim() + kTileK, head_dim() * 2);
+  }
+
+  // The rows by 16 keys, in registers 0 and 1.
+  PAGED_INLINE void begin_scores(int block, int quarter) const {
+    const BFloat16* q = queries_of(block);
+    const std::byte* k = keys[quarter];
+    const bool pair = is_pair(block);
+    clear_tile<0>(), clear_tile<1>();
+    if constexpr (kHeadDim == 2 * kTileK) {
+      load_tile<2>(k, key_bytes);
       multiply_pairs_onto<0, 4, 2>();
+      if (pair) multiply_pairs_onto<1, 6, 2>();
+      load_tile<3>(k + 16 * key_bytes, key_bytes);
+      multiply_pairs_onto<0, 5, 3>();
+      if (pair) multiply_pairs_onto<1, 7, 3>();
+      return;
     }
-    store_tile<0>(scores(t) + 16 * quarter, kKeyTile * 4);
-  }
-
-  // acc += weights @ values, for every fourth 16 components from 16 * quarter on.
-  PAGED_INLINE void add_values(int t, int quarter) const {
-    if (quarter == 0) {
-      load_tile<6>(weights(t), kKeyTile * 2);
-      load_tile<7>(weights(t) + kTileK, kKeyTile * 2);
-    }
-    const std::int64_t stride = std::int64_t{walk.head_dim} * 4;
-    for (int d = 16 * quarter; d < walk.head_dim; d += 16 * kQuarters) {
-      float* acc = walk.s.acc + t * 16 * walk.head_stride + d;
-      load_tile<1>(acc, stride);
-      load_tile<2>(walk.s.pairs + 2 * d, stride);
+    for (std::int64_t d = 0; d < head_dim(); d += kTileK) {
+      load_tile<4>(q + d, head_dim() * 2);
+      load_tile<2>(k + d / 2 * key_bytes, key_bytes);
+      multiply_pairs_onto<0, 4, 2>();
+      if (!pair) continue;
+      load_tile<6>(q + 16 * head_dim() + d, head_dim() * 2);
       multiply_pairs_onto<1, 6, 2>();
-      load_tile<3>(walk.s.pairs + 2 * d + kTileK * walk.head_dim, stride);
-      multiply_pairs_onto<1, 7, 3>();
-      store_tile<1>(acc, stride);
     }
   }
+  PAGED_INLINE void end_scores(int block, int quarter) const {
+    store_tile<0>(scores_of(block) + 16 * quarter, kKeyTile * 4);
+    if (is_pair(block)) store_tile<1>(scores_of(block) + 16 * kKeyTile + 16 * quarter, kKeyTile * 4);
+  }
 
-  void raise(int row, float new_max) const {
-    constexpr float kLog2E = 1.44269504f;
-    AttentionScratch& s = walk.s;
-    if (s.max[row] > -__builtin_inff()) {
-      const F32 scale = set1(exp_scalar(s.max[row] - new_max));
-      float* acc = s.acc + row * walk.head_stride;
-      for (int d = 0; d < walk.head_dim; d += 16) store(acc + d, load(acc + d) * scale);
-      store(s.partial_sums + 16 * row, load(s.partial_sums + 16 * row) * scale);
+  PAGED_INLINE void load_weights(int block) const {
+    load_tile<4>(weights_of(block), kKeyTile * 2);
+    load_tile<5>(weights_of(block) + kTileK, kKeyTile * 2);
+    if (!is_pair(block)) return;
+    load_tile<6>(weights_of(block) + 16 * kKeyTile, kKeyTile * 2);
+    load_tile<7>(weights_of(block) + 16 * kKeyTile + kTileK, kKeyTile * 2);
+  }
+
+  // acc += weights @ values, for every fourth 16 components from 16 * quarter on. The last of them stay in registers.
+  PAGED_INLINE void begin_values(int block, int quarter) const {
+    const bool pair = is_pair(block);
+    for (std::int64_t d = 16 * quarter; d < head_dim(); d += 16 * kQuarters) {
+      if (d >= 16 * kQuarters) store_sums_of(block, d - 16 * kQuarters);
+      load_tile<0>(sums_of(block, d), head_dim() * 4);
+      if (pair) load_tile<1>(sums_of(block, d) + 16 * head_dim(), head_dim() * 4);
+      load_tile<2>(pairs + 2 * d, head_dim() * 4);
+      multiply_pairs_onto<0, 4, 2>();
+      if (pair) multiply_pairs_onto<1, 6, 2>();
+      load_tile<3>(pairs + 2 * d + kTileK * head_dim(), head_dim() * 4);
+      multiply_pairs_onto<0, 5, 3>();
+      if (pair) multiply_pairs_onto<1, 7, 3>();
     }
-    s.max[row] = new_max, s.limit[row] = new_max + kSlack, s.shift[row] = -new_max * kLog2E;
+  }
+  PAGED_INLINE void end_values(int block, int quarter) const {
+    const std::int64_t first = 16 * quarter, all = 16 * kQuarters;
+    if (first < head_dim()) store_sums_of(block, first + (head_dim() - first - 1) / all * all);
+  }
+  PAGED_INLINE void store_sums_of(int block, std::int64_t d) const {
+    store_tile<0>(sums_of(block, d), head_dim() * 4);
+    if (is_pair(block)) store_tile<1>(sums_of(block, d) + 16 * head_dim(), head_dim() * 4);
   }
 
   // Scores of four rows -> exponentials in bfloat16, times the values' scales where they have any.
-  PAGED_INLINE void softmax(int t, int quarter, bool masked) const {
-    constexpr float kLog2E = 1.44269504f;
+  PAGED_INLINE void softmax(int block, int four, bool masked) const {
     AttentionScratch& s = walk.s;
-    const int row = 16 * t + 4 * quarter;
-    float* p = scores(t) + 4 * quarter * kKeyTile;
+    const int row = kBlockRows * block + 4 * four;
+    if (row >= num_rows) return;
+    float* p = scores_of(block) + 4 * four * kKeyTile;
     F32 largest[4];
-    for (int r = 0; r < 4; ++r, p += kKeyTile) {
-      if (masked) mask(row + r, p);
-      largest[r] = max(max(load(p), load(p + 16)), max(load(p + 32), load(p + 48)));
+    for (int r = 0; r < 4; ++r) {
+      float* of_row = p + r * kKeyTile;
+      if (masked) mask_scores(walk, row + r, tile_begin, of_row);
+      largest[r] = max(max(load(of_row), load(of_row + 16)), max(load(of_row + 32), load(of_row + 48)));
     }
     float maxima[4];
-    if (reduce_rows(largest, factor, s.limit + row, maxima))
+    if (reduce_rows(largest, factor / kLog2E, s.limit + row, maxima))
       for (int r = 0; r < 4; ++r)
-        if (maxima[r] > s.limit[row + r]) raise(row + r, maxima[r]);
-    p -= 4 * kKeyTile;
-    BFloat16* to = weights(t) + 4 * quarter * kKeyTile;
-    for (int r = 0; r < 4; ++r, p += kKeyTile, to += kKeyTile) {
+        if (maxima[r] > s.limit[row + r]) raise_max(walk, row + r, maxima[r]);
+    BFloat16* to = weights_of(block) + 4 * four * kKeyTile;
+    for (int r = 0; r < 4; ++r) {
+      const F32 shift = set1(s.shift[row + r]);
       F32 v[4];
-      for (int i = 0; i < 4; ++i)
-        v[i] = exp2_of_weights(fma(load(p + 16 * i), set1(factor * kLog2E), set1(s.shift[row + r])));
+      for (int i = 0; i < 4; ++i) v[i] = exp2_of_weights(fma(load(p + r * kKeyTile + 16 * i), set1(factor), shift));
       float* partial = s.partial_sums + 16 * (row + r);
       store(partial, load(partial) + ((v[0] + v[1]) + (v[2] + v[3])));
       if constexpr (kScaled<C>)
         for (int i = 0; i < 4; ++i) v[i] = v[i] * load(s.value_scales + 16 * i);
-      store_rounded(to, v[0], v[1]);
-      store_rounded(to + 32, v[2], v[3]);
+      store_rounded(to + r * kKeyTile, v[0], v[1]);
+      store_rounded(to + r * kKeyTile + 32, v[2], v[3]);
     }
   }
 
-  // Scores of keys that the row does not see -> -infinity.
-  PAGED_INLINE void mask(int row, float* p) const {
-    const Range seen = walk.keys_of(row);
-    for (int i = 0; i < kKeyTile; i += 16)
-      store(p + i, keep_lanes(load(p + i), seen.begin - tile_begin - i, seen.end - tile_begin - i, -__builtin_inff()));
+  PAGED_INLINE Range keys_of_first(int block) const { return walk.keys_of(kBlockRows * block); }
+  PAGED_INLINE Range keys_of_last(int block) const {
+    return walk.keys_of(smaller(kBlockRows * (block + 1), walk.num_rows) - 1);
   }
 
-  void cap_scores(int t) const {
-    const AttentionParams& op = *walk.tile.op;
-    for (int i = 0; i < 16 * kKeyTile; i += 16) {
-      float* p = scores(t) + i;
-      store(p, set1(op.softcap) * tanh(load(p) * set1(op.scale) / set1(op.softcap)));
-    }
+  // Blocks of which some row sees a key of the tile: neighbours, for rows come in the order of their positions.
+  PAGED_INLINE Range blocks() const {
+    Range found{0, (walk.num_rows + kBlockRows - 1) / kBlockRows};
+    while (found.begin < found.end && keys_of_last(found.begin).end <= tile_begin) ++found.begin;
+    while (found.begin < found.end && keys_of_first(found.end - 1).begin >= tile_begin + kKeyTile) --found.end;
+    return found;
   }
 
-  PAGED_INLINE int last_row(int t) const { return smaller(16 * t + 16, walk.num_rows) - 1; }
-  PAGED_INLINE bool is_masked(int t) const {
-    return walk.keys_of(16 * t).end < tile_begin + kKeyTile || walk.keys_of(last_row(t)).begin > tile_begin;
+  PAGED_INLINE void begin(int block) const {
+    load_queries(block);
+    for (int quarter = 0; quarter < kQuarters; ++quarter) begin_scores(block, quarter), end_scores(block, quarter);
   }
 
-  // Tiles of rows of which some see a key of the tile: neighbours, for rows come in the order of their positions.
-  PAGED_INLINE Range row_tiles() const {
-    Range tiles{0, (walk.num_rows + 15) / 16};
-    while (tiles.begin < tiles.end && walk.keys_of(last_row(tiles.begin)).end <= tile_begin) ++tiles.begin;
-    while (tiles.begin < tiles.end && walk.keys_of(16 * (tiles.end - 1)).begin >= tile_begin + kKeyTile) --tiles.end;
-    return tiles;
-  }
-
-  void run() const {
-    const Range tiles = row_tiles();
-    for (int quarter = 0; quarter < kQuarters && tiles.begin < tiles.end; ++quarter) score(tiles.begin, quarter);
-    for (int t = tiles.begin; t < tiles.end; ++t) {
-      if (walk.tile.op->softcap > 0.0f) cap_scores(t);
-      const bool masked = is_masked(t);
+  PAGED_INLINE void run(Range found) const {
+    for (int block = found.begin; block < found.end; ++block) {
+      if (walk.tile.op->softcap > 0.0f) cap_scores(*walk.tile.op, scores_of(block));
+      const bool masked = keys_of_first(block).end < tile_begin + kKeyTile || keys_of_last(block).begin > tile_begin;
+      const bool has_next = block + 1 < found.end, has_last = block > found.begin;
+      if (has_next) load_queries(block + 1);
       for (int quarter = 0; quarter < kQuarters; ++quarter) {
-        if (t + 1 < tiles.end) score(t + 1, quarter);
-        if (t > tiles.begin) add_values(t - 1, quarter);
-        if (16 * t + 4 * quarter < walk.num_rows) softmax(t, quarter, masked);
+        if (has_next) begin_scores(block + 1, quarter);
+        softmax(block, quarter, masked);
+        if (has_next) end_scores(block + 1, quarter);
+      }
+      if (has_last) load_weights(block - 1);
+      for (int quarter = 0; quarter < kQuarters; ++quarter) {
+        if (has_last) begin_values(block - 1, quarter);
+        softmax(block, kQuarters + quarter, masked);
+        if (has_last) end_values(block - 1, quarter);
       }
     }
-    for (int quarter = 0; quarter < kQuarters && tiles.begin < tiles.end; ++quarter) add_values(tiles.end - 1, quarter);
+    load_weights(found.end - 1);
+    for (int quarter = 0; quarter < kQuarters; ++quarter)
+      begin_values(found.end - 1, quarter), end_values(found.end - 1, quarter);
   }
 };
+
+// One step of the online softmax. `next` is the range of the following step.
+template <typename C, int kHeadDim>
+void visit_keys_tiled(const Walk& walk, Range range, Range next) {
+  const AttentionParams& op = *walk.tile.op;
+  const int tile_begin = range.begin / kKeyTile * kKeyTile;
+  find_scales<C>(walk, tile_begin, range);
+  const KeyVectors<BFloat16> keys = tiled_keys(walk, key_vectors<C>(walk, tile_begin, range));
+  TiledStep<C, kHeadDim> step{walk, {}, keys.stride * 2, tile_begin, (op.softcap > 0.0f ? 1.0f : op.scale) * kLog2E};
+  for (int i = 0; i < kQuarters; ++i) step.keys[i] = reinterpret_cast<const std::byte*>(keys.at[i]);
+  const Range blocks = step.blocks();
+  if (blocks.begin == blocks.end) return;
+  step.begin(blocks.begin);
+  find_values<C>(walk, tile_begin, range, walk.s.values);
+  pair_values<C>(walk, {range.begin - tile_begin, range.end - tile_begin}, next);
+  step.run(blocks);
+}
 
 }  // namespace paged::cpu::PAGED_ISA_NAMESPACE

@@ -20,10 +20,10 @@ struct AttentionScratch {
   const std::byte* values[kKeyTile];
   // Of an int8 cache: of each group of components, and of values.
   alignas(64) float key_scales[kMaxHeadDim / kKeyScaleGroup * kKeyTile], value_scales[kKeyTile];
-  // For attention_tiles.h: exponentials in bfloat16 of two tiles of rows, sixteen parts of each row's sum, what is
+  // For attention_tiles.h: exponentials in bfloat16 of two blocks of rows, sixteen parts of each row's sum, what is
   // added to a row's scores and what they may reach before its max is raised, the values of two keys side by side, and
   // a value of zeros.
-  alignas(64) BFloat16 rounded[2 * 16 * kKeyTile];
+  alignas(64) BFloat16 rounded[2 * 32 * kKeyTile];
   alignas(64) float partial_sums[kMaxQueryRows * 16];
   alignas(64) float shift[kMaxQueryRows], limit[kMaxQueryRows];
   alignas(64) BFloat16 pairs[kKeyTile * kMaxHeadDim];
