@@ -10,6 +10,7 @@ namespace paged::cpu {
 
 void embedding(ThreadPool& threads, const EmbeddingParams& params);
 void linear(ThreadPool& threads, const LinearParams& params);
+void gated_linear(ThreadPool& threads, const GatedLinearParams& params);
 void rms_norm(ThreadPool& threads, const RmsNormParams& params);
 void add_rms_norm(ThreadPool& threads, const AddRmsNormParams& params);
 void add(ThreadPool& threads, const AddParams& params);

@@ -23,6 +23,16 @@ struct Partition {
   const QuantisedRows* codes;
 
   std::int64_t groups_of(const PackedMatrix& matrix) const { return divide_up(matrix.num_panels, panels_per_group); }
+
+  struct Panels {
+    std::int64_t begin;
+    std::int64_t count;
+  };
+  // Groups of a matrix are as even as can be.
+  Panels panels_of(const PackedMatrix& matrix, std::int64_t group) const {
+    const std::int64_t count = divide_up(divide_up(matrix.num_panels, groups_of(matrix)), 2) * 2;
+    return {group * count, std::min(count, matrix.num_panels - group * count)};
+  }
 };
 
 const PackedMatrix& packed(const LinearParams& params, int part) {
@@ -57,9 +67,7 @@ void run_item(const LinearParams& params, const Partition& cut, std::int64_t ite
     column += params.parts[part]->rows;
   }
   const auto& matrix = packed(params, part);
-  const std::int64_t per_group =
-      divide_up(divide_up(matrix.num_panels, cut.groups_of(matrix)), 2) * 2;  // as even as can be
-  const std::int64_t panel = group * per_group;
+  const Partition::Panels panels = cut.panels_of(matrix, group);
   kernels().linear({
       .x = params.x,
       .out = params.out,
@@ -67,10 +75,10 @@ void run_item(const LinearParams& params, const Partition& cut, std::int64_t ite
       .weights = &matrix,
       .bias = params.bias != nullptr ? params.bias + column : nullptr,
       .row_begin = cut.row_begin + row,
-      .panel_begin = panel,
+      .panel_begin = panels.begin,
       .column_begin = column,
       .num_rows = static_cast<int>(std::min(cut.rows_per_block, cut.num_rows - row)),
-      .num_panels = static_cast<int>(std::min(per_group, matrix.num_panels - panel)),
+      .num_panels = static_cast<int>(panels.count),
       .scratch = scratch,
   });
 }
@@ -106,7 +114,61 @@ void run_quantised(ThreadPool& threads, const LinearParams& params) {
   }
 }
 
+// Behind what a kernel needs of a thread's scratch: products of an item that become what its activation makes of them.
+constexpr std::int64_t kProductsOffset = 256 * 1024;
+
+void run_gated_item(const GatedLinearParams& params, const Partition& cut, std::int64_t item, std::byte* scratch) {
+  const auto& gate = static_cast<const PackedMatrix&>(*params.matrix);
+  const Partition::Panels panels = cut.panels_of(gate, item / cut.row_blocks);
+  const std::int64_t row = item % cut.row_blocks * cut.rows_per_block, column = panels.begin * kPanelRows;
+  const std::int64_t rows = std::min(cut.rows_per_block, cut.num_rows - row);
+  const std::int64_t cols = std::min(panels.count * kPanelRows, gate.rows - column);
+  const auto part = [&](MatrixView view, std::int64_t first_row, std::int64_t first_column, std::int64_t num_cols) {
+    view.data = static_cast<std::byte*>(view.data) + (first_row * view.row_stride + first_column) * size_of(view.dtype);
+    view.rows = rows, view.cols = num_cols;
+    return view;
+  };
+  MatrixView products = params.gate_up;
+  products.data = scratch + kProductsOffset, products.row_stride = 2 * panels.count * kPanelRows;
+  PAGED_INVARIANT(kProductsOffset + rows * products.row_stride * size_of(products.dtype) <=
+                      static_cast<std::int64_t>(ThreadPool::kScratchBytes),
+                  "gated_linear: an item of ", rows, " rows and ", panels.count, " panels");
+  const MatrixView gates = part(products, 0, 0, cols), ups = part(products, 0, panels.count * kPanelRows, cols);
+  LinearTile tile{.x = part(params.x, row, 0, params.x.cols),
+                  .out = gates,
+                  .codes = nullptr,
+                  .weights = &gate,
+                  .bias = nullptr,
+                  .row_begin = 0,
+                  .panel_begin = panels.begin,
+                  .column_begin = -column,
+                  .num_rows = static_cast<int>(rows),
+                  .num_panels = static_cast<int>(panels.count),
+                  .scratch = scratch};
+  kernels().linear(tile);
+  tile.out = ups, tile.weights = static_cast<const PackedMatrix*>(params.up);
+  kernels().linear(tile);
+  kernels().gated_activation({gates, ups, params.activation, part(params.out, row, column, cols)}, 0, rows);
+}
+
 }  // namespace
+
+// Where nothing is quantised, an item's products never leave its thread's caches.
+void gated_linear(ThreadPool& threads, const GatedLinearParams& params) {
+  const WeightMatrix* parts[] = {params.matrix, params.up};
+  const LinearParams both{params.x, parts, 2, nullptr, params.gate_up, params.workspace};
+  if (is_quantised(both)) {
+    linear(threads, both);
+    MatrixView gate = params.gate_up, up = params.gate_up;
+    gate.cols = up.cols = params.out.cols;
+    up.data = static_cast<std::byte*>(up.data) + params.out.cols * size_of(up.dtype);
+    return gated_activation(threads, {gate, up, params.activation, params.out});
+  }
+  const Partition cut = partition(both, 0, params.x.rows, threads.num_threads());
+  threads.parallel_for(cut.row_blocks * cut.groups_of(packed(both, 0)), [&](std::int64_t item, int thread) {
+    run_gated_item(params, cut, item, threads.scratch(thread));
+  });
+}
 
 void linear(ThreadPool& threads, const LinearParams& params) {
   if (is_quantised(params)) return run_quantised(threads, params);

@@ -62,14 +62,19 @@ void rope(ThreadPool& threads, const RopeParams& params) {
                 [&](std::int64_t begin, std::int64_t end) { kernels().rope(params, begin, end); });
 }
 
+// Neighbouring keys share cache lines, which two threads would take from each other.
+constexpr std::int64_t kKeysOfLine = 16;
+
 void store_kv(ThreadPool& threads, const StoreKvParams& params) {
-  parallel_rows(threads, params.k.rows, 4 * row_bytes(params.k),
-                [&](std::int64_t begin, std::int64_t end) { kernels().store_kv(params, begin, end); });
+  parallel_rows(
+      threads, params.k.rows, 4 * row_bytes(params.k),
+      [&](std::int64_t begin, std::int64_t end) { kernels().store_kv(params, begin, end); }, kKeysOfLine);
 }
 
 void rope_store_kv(ThreadPool& threads, const RopeStoreKvParams& params) {
-  parallel_rows(threads, params.k.x.rows, row_bytes(params.q.x) + 4 * row_bytes(params.k.x),
-                [&](std::int64_t begin, std::int64_t end) { kernels().rope_store_kv(params, begin, end); });
+  parallel_rows(
+      threads, params.k.x.rows, row_bytes(params.q.x) + 4 * row_bytes(params.k.x),
+      [&](std::int64_t begin, std::int64_t end) { kernels().rope_store_kv(params, begin, end); }, kKeysOfLine);
 }
 
 void gated_activation(ThreadPool& threads, const GatedActivationParams& params) {

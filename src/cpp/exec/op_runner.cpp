@@ -118,15 +118,9 @@ void OpRunner::run_gated_linear(const Op& op, const BatchView& batch) const {
   const MatrixView products = view(op.outputs[1], batch);
   if (context_.device == Device::kGpu)
     return ops::gated_linear(context_, {x, program_.matrix(op.matrices[0]), op.attributes.activation, products, out});
-  PAGED_CHECK(op.matrices.size() == 2 && products.cols == 2 * out.cols && products.dtype == out.dtype,
-              "gated_linear: on the CPU it takes two matrices and ", 2 * out.cols, " columns for their products, got ",
-              op.matrices.size(), " and ", products.cols);
-  const std::array parts{program_.matrix(op.matrices[0]), program_.matrix(op.matrices[1])};
-  ops::linear(context_, {x, parts.data(), 2, nullptr, products, buffers_.linear_workspace});
-  MatrixView gate = products, up = products;
-  gate.cols = up.cols = out.cols;
-  up.data = static_cast<std::byte*>(up.data) + out.cols * size_of(out.dtype);
-  ops::gated_activation(context_, {gate, up, op.attributes.activation, out});
+  PAGED_CHECK(op.matrices.size() == 2, "gated_linear: on the CPU it takes two matrices, got ", op.matrices.size());
+  ops::gated_linear(context_, {x, program_.matrix(op.matrices[0]), op.attributes.activation, products, out,
+                               program_.matrix(op.matrices[1]), buffers_.linear_workspace});
 }
 
 void OpRunner::run_attention(const Op& op, const BatchView& batch) const {

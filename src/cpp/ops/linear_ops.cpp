@@ -33,16 +33,20 @@ void linear(const ExecutionContext& context, const LinearParams& params) {
 }
 
 void gated_linear(const ExecutionContext& context, const GatedLinearParams& params) {
-  PAGED_CHECK(context.device == Device::kGpu, "gated_linear: on the CPU, use linear and gated_activation");
-  PAGED_CHECK(params.matrix->cols == params.x.cols && params.matrix->rows == 2 * params.out.cols,
-              "gated_linear: the matrix is [", params.matrix->rows, ", ", params.matrix->cols, "], expected [",
-              2 * params.out.cols, ", ", params.x.cols, "]");
+  const bool parted = context.device == Device::kCpu;
+  PAGED_CHECK(parted == (params.up != nullptr), "gated_linear: on the CPU it takes two matrices, on a GPU one");
+  const std::int64_t rows = params.matrix->rows + (parted ? params.up->rows : 0);
+  PAGED_CHECK(params.matrix->cols == params.x.cols && rows == 2 * params.out.cols, "gated_linear: the matrices are [",
+              rows, ", ", params.matrix->cols, "], expected [", 2 * params.out.cols, ", ", params.x.cols, "]");
+  PAGED_CHECK(!parted || (params.up->rows == params.matrix->rows && params.up->cols == params.matrix->cols),
+              "gated_linear: up is [", params.up->rows, ", ", params.up->cols, "], expected the gate's shape");
   check_matrix("gated_linear", "x", params.x, {params.x.rows, params.x.cols});
   check_matrix("gated_linear", "out", params.out, {params.x.rows, params.out.cols});
   check_matrix("gated_linear", "gate_up", params.gate_up, {params.x.rows, 2 * params.out.cols});
   check_dtype("gated_linear", "out", params.out.dtype, params.x.dtype);
   check_dtype("gated_linear", "gate_up", params.gate_up.dtype, params.x.dtype);
-  gpu::gated_linear(context, params);
+  if (context.device == Device::kGpu) return gpu::gated_linear(context, params);
+  cpu::gated_linear(pool_of(context), params);
 }
 
 std::int64_t linear_workspace_bytes(std::int64_t max_rows, std::int64_t max_cols) {

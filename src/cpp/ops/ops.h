@@ -77,14 +77,16 @@ struct LinearParams {
 
 enum class Activation : std::uint8_t { kSilu, kGeluTanh, kGeluErf };
 
-// out = activation(x @ matrix[:N].T) * (x @ matrix[N:].T). GPU only: what the executor makes of linear and
-// gated_activation.
+// out = activation(x @ matrix[:N].T) * (x @ matrix[N:].T): what the executor makes of linear and gated_activation.
 struct GatedLinearParams {
   MatrixView x;                // [T, K]
-  const WeightMatrix* matrix;  // [2 N, K]
+  const WeightMatrix* matrix;  // [2 N, K]; on the CPU [N, K], the other half is `up`
   Activation activation;
   MatrixView gate_up;  // [T, 2 N] scratch: a backend that does both in one kernel leaves it alone
   MatrixView out;      // [T, N]
+  // On the CPU:
+  const WeightMatrix* up = nullptr;
+  void* workspace = nullptr;  // as linear's
 };
 
 // Each group of `width` consecutive columns is normalised on its own (width == cols: the whole row; width == head_dim:

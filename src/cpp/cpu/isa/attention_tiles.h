@@ -72,7 +72,7 @@ PAGED_INLINE KeyVectors<BFloat16> tiled_keys(const Walk& walk, const KeyVectors<
 }
 
 // Values outside the range count as zero: what lies there may not be numbers. Meanwhile the keys and values of the
-// range `next` are asked for, if rows are few: many have time to wait, and find them in the caches after their like.
+// range `next` are asked for, if rows are few: many rows mean a prompt, whose other rows have just read them.
 template <typename C>
 PAGED_INLINE void pair_values(const Walk& walk, Range in_tile, Range next) {
   // Of two keys or values in bfloat16; head_dim is a multiple of 32.
@@ -102,15 +102,19 @@ PAGED_INLINE void end_sums(const Walk& walk) {
   for (int row = 0; row < walk.num_rows; ++row) walk.s.sum[row] = reduce_add(load(walk.s.partial_sums + 16 * row));
 }
 
-// Scores of keys that the row does not see -> -infinity.
-PAGED_INLINE void mask_scores(const Walk& walk, int row, int tile_begin, float* p) {
-  const Range seen = walk.keys_of(row);
-  for (int i = 0; i < kKeyTile; i += 16)
-    store(p + i, keep_lanes(load(p + i), seen.begin - tile_begin - i, seen.end - tile_begin - i, -__builtin_inff()));
+// Of a block: scores of keys that a row does not see -> -infinity.
+void mask_scores(const Walk& walk, int first_row, int tile_begin, float* p) {
+  const int end = smaller(first_row + kBlockRows, walk.num_rows);
+  for (int row = first_row; row < end; ++row, p += kKeyTile) {
+    const Range seen = walk.keys_of(row);
+    if (seen.begin <= tile_begin && seen.end >= tile_begin + kKeyTile) continue;
+    for (int i = 0; i < kKeyTile; i += 16)
+      store(p + i, keep_lanes(load(p + i), seen.begin - tile_begin - i, seen.end - tile_begin - i, -__builtin_inff()));
+  }
 }
 
 // Of a block.
-PAGED_INLINE void cap_scores(const AttentionParams& op, float* p) {
+void cap_scores(const AttentionParams& op, float* p) {
   for (int i = 0; i < kBlockRows * kKeyTile; i += 16)
     store(p + i, set1(op.softcap) * tanh(load(p + i) * set1(op.scale) / set1(op.softcap)));
 }
@@ -226,19 +230,18 @@ struct TiledStep {
   }
 
   // Scores of four rows -> exponentials in bfloat16, times the values' scales where they have any.
-  PAGED_INLINE void softmax(int block, int four, bool masked) const {
+  PAGED_INLINE void softmax(int block, int four) const {
     AttentionScratch& s = walk.s;
     const int row = kBlockRows * block + 4 * four;
     if (row >= num_rows) return;
-    float* p = scores_of(block) + 4 * four * kKeyTile;
+    const float* p = scores_of(block) + 4 * four * kKeyTile;
     F32 largest[4];
     for (int r = 0; r < 4; ++r) {
-      float* of_row = p + r * kKeyTile;
-      if (masked) mask_scores(walk, row + r, tile_begin, of_row);
+      const float* of_row = p + r * kKeyTile;
       largest[r] = max(max(load(of_row), load(of_row + 16)), max(load(of_row + 32), load(of_row + 48)));
     }
     float maxima[4];
-    if (reduce_rows(largest, factor / kLog2E, s.limit + row, maxima))
+    if (__builtin_expect(reduce_rows(largest, factor / kLog2E, s.limit + row, maxima), 0))
       for (int r = 0; r < 4; ++r)
         if (maxima[r] > s.limit[row + r]) raise_max(walk, row + r, maxima[r]);
     BFloat16* to = weights_of(block) + 4 * four * kKeyTile;
@@ -276,18 +279,19 @@ struct TiledStep {
   PAGED_INLINE void run(Range found) const {
     for (int block = found.begin; block < found.end; ++block) {
       if (walk.tile.op->softcap > 0.0f) cap_scores(*walk.tile.op, scores_of(block));
-      const bool masked = keys_of_first(block).end < tile_begin + kKeyTile || keys_of_last(block).begin > tile_begin;
+      if (keys_of_first(block).end < tile_begin + kKeyTile || keys_of_last(block).begin > tile_begin)
+        mask_scores(walk, block * kBlockRows, tile_begin, scores_of(block));
       const bool has_next = block + 1 < found.end, has_last = block > found.begin;
       if (has_next) load_queries(block + 1);
       for (int quarter = 0; quarter < kQuarters; ++quarter) {
         if (has_next) begin_scores(block + 1, quarter);
-        softmax(block, quarter, masked);
+        softmax(block, quarter);
         if (has_next) end_scores(block + 1, quarter);
       }
       if (has_last) load_weights(block - 1);
       for (int quarter = 0; quarter < kQuarters; ++quarter) {
         if (has_last) begin_values(block - 1, quarter);
-        softmax(block, kQuarters + quarter, masked);
+        softmax(block, kQuarters + quarter);
         if (has_last) end_values(block - 1, quarter);
       }
     }

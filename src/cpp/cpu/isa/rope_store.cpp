@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Rotary embedding (Su et al., RoFormer, arXiv 2104.09864) and the write of keys and values into the cache. The fused
 // op rounds a rotated key to the activations' dtype first, so that it stores what rope followed by store_kv would.
+#include <type_traits>
+
 #include "cpu/isa/kernels.h"
 #include "cpu/isa/rows.h"
 #include "cpu/kv_layout.h"
@@ -39,7 +41,11 @@ PAGED_INLINE const float* table_row(const RopeParams& op, std::int64_t row) {
 
 template <typename T, typename C>
 void store_key(const T* key, C* piece, int slot, int head_dim, int block_size) {
-  for (int d = 0; d < head_dim; ++d) piece[key_offset<C>(slot, d, block_size)] = from_float<C>(to_float(key[d]));
+  int d = 0;
+  if constexpr (std::is_same_v<T, C> && kKeyGroup<C> == 2)
+    for (; d + 2 <= head_dim; d += 2)
+      __builtin_memcpy(piece + key_offset<C>(slot, d, block_size), key + d, 2 * sizeof(C));
+  for (; d < head_dim; ++d) piece[key_offset<C>(slot, d, block_size)] = from_float<C>(to_float(key[d]));
 }
 
 template <typename T, typename C>
