@@ -47,6 +47,9 @@ struct LinearTile {
   int num_rows;
   int num_panels;
   std::byte* scratch;  // ThreadPool::kScratchBytes
+  // Weights that the thread will read after these: a kernel of many rows asks for them meanwhile.
+  const std::byte* next = nullptr;
+  std::int64_t next_bytes = 0;
 };
 
 // Some queries of a sequence, some query heads of one kv head, the keys of some chunks.

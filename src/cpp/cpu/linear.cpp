@@ -20,6 +20,7 @@ struct Partition {
   std::int64_t row_blocks;
   std::int64_t rows_per_block;
   std::int64_t panels_per_group;  // at most
+  std::int64_t num_threads;
   const QuantisedRows* codes;
 
   std::int64_t groups_of(const PackedMatrix& matrix) const { return divide_up(matrix.num_panels, panels_per_group); }
@@ -32,6 +33,14 @@ struct Partition {
   Panels panels_of(const PackedMatrix& matrix, std::int64_t group) const {
     const std::int64_t count = divide_up(divide_up(matrix.num_panels, groups_of(matrix)), 2) * 2;
     return {group * count, std::min(count, matrix.num_panels - group * count)};
+  }
+
+  // Lets a tile ask for panels that its thread reads next. Threads take row blocks by turns: in all turns of a group
+  // each has asked for all of the next one.
+  void ask_for(const PackedMatrix& matrix, Panels panels, std::int64_t row_block, LinearTile& tile) const {
+    const std::int64_t turns = divide_up(row_blocks, num_threads), turn = row_block / num_threads;
+    tile.next_bytes = divide_up(panels.count * matrix.panel_bytes, turns);
+    tile.next = matrix.data + panels.begin * matrix.panel_bytes + turn * tile.next_bytes;
   }
 };
 
@@ -54,7 +63,7 @@ Partition partition(const LinearParams& params, std::int64_t row_begin, std::int
   const std::int64_t rows = divide_up(divide_up(num_rows, blocks), size.row_step) * size.row_step;
   const std::int64_t row_blocks = divide_up(num_rows, rows);
   const std::int64_t even = panels * row_blocks / (4 * num_threads) / 2 * 2;
-  return {row_begin, num_rows, row_blocks, rows, std::clamp<std::int64_t>(even, 2, size.panels), nullptr};
+  return {row_begin, num_rows, row_blocks, rows, std::clamp<std::int64_t>(even, 2, size.panels), num_threads, nullptr};
 }
 
 void run_item(const LinearParams& params, const Partition& cut, std::int64_t item, std::byte* scratch) {
@@ -68,7 +77,7 @@ void run_item(const LinearParams& params, const Partition& cut, std::int64_t ite
   }
   const auto& matrix = packed(params, part);
   const Partition::Panels panels = cut.panels_of(matrix, group);
-  kernels().linear({
+  LinearTile tile{
       .x = params.x,
       .out = params.out,
       .codes = cut.codes,
@@ -80,7 +89,12 @@ void run_item(const LinearParams& params, const Partition& cut, std::int64_t ite
       .num_rows = static_cast<int>(std::min(cut.rows_per_block, cut.num_rows - row)),
       .num_panels = static_cast<int>(panels.count),
       .scratch = scratch,
-  });
+  };
+  if (group + 1 < cut.groups_of(matrix))
+    cut.ask_for(matrix, cut.panels_of(matrix, group + 1), item % cut.row_blocks, tile);
+  else if (part + 1 < params.num_parts)
+    cut.ask_for(packed(params, part + 1), cut.panels_of(packed(params, part + 1), 0), item % cut.row_blocks, tile);
+  kernels().linear(tile);
 }
 
 void run_rows(ThreadPool& threads, const LinearParams& params, const Partition& cut) {
@@ -114,27 +128,31 @@ void run_quantised(ThreadPool& threads, const LinearParams& params) {
   }
 }
 
+MatrixView part_of(MatrixView view, std::int64_t row, std::int64_t column, std::int64_t rows, std::int64_t cols) {
+  view.data = static_cast<std::byte*>(view.data) + (row * view.row_stride + column) * size_of(view.dtype);
+  view.rows = rows, view.cols = cols;
+  return view;
+}
+
 // Behind what a kernel needs of a thread's scratch: products of an item that become what its activation makes of them.
-constexpr std::int64_t kProductsOffset = 256 * 1024;
+MatrixView products_in(std::byte* scratch, std::int64_t rows, std::int64_t cols, DType dtype) {
+  constexpr std::int64_t kOffset = 256 * 1024;
+  PAGED_INVARIANT(kOffset + rows * cols * size_of(dtype) <= static_cast<std::int64_t>(ThreadPool::kScratchBytes),
+                  "gated_linear: an item of ", rows, " rows and ", cols, " columns");
+  return {scratch + kOffset, rows, cols, cols, dtype};
+}
 
 void run_gated_item(const GatedLinearParams& params, const Partition& cut, std::int64_t item, std::byte* scratch) {
   const auto& gate = static_cast<const PackedMatrix&>(*params.matrix);
-  const Partition::Panels panels = cut.panels_of(gate, item / cut.row_blocks);
-  const std::int64_t row = item % cut.row_blocks * cut.rows_per_block, column = panels.begin * kPanelRows;
-  const std::int64_t rows = std::min(cut.rows_per_block, cut.num_rows - row);
-  const std::int64_t cols = std::min(panels.count * kPanelRows, gate.rows - column);
-  const auto part = [&](MatrixView view, std::int64_t first_row, std::int64_t first_column, std::int64_t num_cols) {
-    view.data = static_cast<std::byte*>(view.data) + (first_row * view.row_stride + first_column) * size_of(view.dtype);
-    view.rows = rows, view.cols = num_cols;
-    return view;
-  };
-  MatrixView products = params.gate_up;
-  products.data = scratch + kProductsOffset, products.row_stride = 2 * panels.count * kPanelRows;
-  PAGED_INVARIANT(kProductsOffset + rows * products.row_stride * size_of(products.dtype) <=
-                      static_cast<std::int64_t>(ThreadPool::kScratchBytes),
-                  "gated_linear: an item of ", rows, " rows and ", panels.count, " panels");
-  const MatrixView gates = part(products, 0, 0, cols), ups = part(products, 0, panels.count * kPanelRows, cols);
-  LinearTile tile{.x = part(params.x, row, 0, params.x.cols),
+  const auto& up = static_cast<const PackedMatrix&>(*params.up);
+  const std::int64_t row_block = item % cut.row_blocks, group = item / cut.row_blocks;
+  const Partition::Panels panels = cut.panels_of(gate, group);
+  const std::int64_t row = row_block * cut.rows_per_block, rows = std::min(cut.rows_per_block, cut.num_rows - row);
+  const std::int64_t column = panels.begin * kPanelRows, width = panels.count * kPanelRows;
+  const std::int64_t cols = std::min(width, gate.rows - column);
+  const MatrixView products = products_in(scratch, rows, 2 * width, params.out.dtype);
+  const MatrixView gates = part_of(products, 0, 0, rows, cols), ups = part_of(products, 0, width, rows, cols);
+  LinearTile tile{.x = part_of(params.x, row, 0, rows, params.x.cols),
                   .out = gates,
                   .codes = nullptr,
                   .weights = &gate,
@@ -145,10 +163,12 @@ void run_gated_item(const GatedLinearParams& params, const Partition& cut, std::
                   .num_rows = static_cast<int>(rows),
                   .num_panels = static_cast<int>(panels.count),
                   .scratch = scratch};
+  if (row_block < cut.num_threads) cut.ask_for(up, panels, 0, tile);
   kernels().linear(tile);
-  tile.out = ups, tile.weights = static_cast<const PackedMatrix*>(params.up);
+  tile.out = ups, tile.weights = &up, tile.next_bytes = 0;
+  if (group + 1 < cut.groups_of(gate)) cut.ask_for(gate, cut.panels_of(gate, group + 1), row_block, tile);
   kernels().linear(tile);
-  kernels().gated_activation({gates, ups, params.activation, part(params.out, row, column, cols)}, 0, rows);
+  kernels().gated_activation({gates, ups, params.activation, part_of(params.out, row, column, rows, cols)}, 0, rows);
 }
 
 }  // namespace

@@ -4,8 +4,6 @@
 // every number of rows.
 #pragma once
 
-#include <type_traits>
-
 #include "cpu/isa/rows.h"
 #include "cpu/isa/tiles.h"
 #include "cpu/kernel_table.h"
@@ -42,14 +40,21 @@ struct TiledLinear {
   }
 };
 
-// Every sum of tiles is rounded by the same instruction, wherever its column lies.
-template <typename T>
-PAGED_INLINE void store_sums(T* to, F32 sum, int n) {
-  if constexpr (std::is_same_v<T, BFloat16>)
-    store_rounded_first(to, sum, n);
-  else
-    store_lanes(to, sum, n);
-}
+// Weights to come, a few lines a step.
+struct NextWeights {
+  const std::byte* at;
+  std::int64_t lines;
+
+  NextWeights(const LinearTile& tile, std::int64_t steps) : at(tile.next) {
+    const std::int64_t all_steps = tile.num_rows / kPairRows * std::int64_t{(tile.num_panels + 1) / 2} * steps;
+    lines = all_steps == 0 ? 0 : (tile.next_bytes / kTileBytes + all_steps - 1) / all_steps;
+  }
+  const std::byte* take(std::int64_t count) {
+    const std::byte* from = at;
+    at += count * kTileBytes;
+    return from;
+  }
+};
 
 // Sums of `count` panels side by side, with the bias, -> rows of out.
 template <typename T>
@@ -62,7 +67,7 @@ PAGED_INLINE void finish_panels(const LinearTile& tile, int row, int num_rows, i
     for_lanes(left < count * kPanelRows ? left : count * kPanelRows, [&](std::int64_t i, int n) {
       F32 sum = load(acc + i);
       if (tile.bias != nullptr) sum = sum + load_lanes(tile.bias + first + i, n);
-      store_sums(out + i, sum, n);
+      store_result(out + i, sum, n);
     });
   }
 }
@@ -102,7 +107,7 @@ PAGED_INLINE void multiply_few_tiled(const TiledLinear& item, int row, int num_r
 
 // Rows [row, row + num_rows), 17 to 32, by all panels. The last one of an odd number is multiplied twice.
 template <typename T>
-PAGED_INLINE void multiply_pair_tiled(const TiledLinear& item, int row, int num_rows) {
+PAGED_INLINE void multiply_pair_tiled(const TiledLinear& item, int row, int num_rows, NextWeights& next) {
   begin_tiles(shapes_of(16, num_rows - 16));
   const std::int64_t passes = (item.steps + kPassSteps - 1) / kPassSteps;
   const std::int64_t pass_steps = (item.steps + passes - 1) / passes;
@@ -123,7 +128,9 @@ PAGED_INLINE void multiply_pair_tiled(const TiledLinear& item, int row, int num_
                            .to = end == item.steps ? done : acc,
                            .to_bytes = end == item.steps ? 2 * kPanelRows * 4 : TiledScratch::kStride * 4,
                            .steps = end - begin,
-                           .onto = begin != 0});
+                           .onto = begin != 0,
+                           .next = next.take((end - begin) * next.lines),
+                           .next_lines = next.lines});
       if (end == item.steps) finish_panels<T>(item.tile, row, num_rows, panel, two ? 2 : 1, done, 2 * kPanelRows);
     }
   }
@@ -145,9 +152,10 @@ void multiply_tiles(const LinearTile& tile) {
                          .panels = matrix.data + tile.panel_begin * matrix.panel_bytes,
                          .panel_bytes = matrix.panel_bytes,
                          .steps = matrix.cols / kTileK};
+  NextWeights next(tile, item.steps);
   int row = 0;
   for (; tile.num_rows - row > 16; row += kPairRows)
-    multiply_pair_tiled<T>(item, row, tile.num_rows - row < kPairRows ? tile.num_rows - row : kPairRows);
+    multiply_pair_tiled<T>(item, row, tile.num_rows - row < kPairRows ? tile.num_rows - row : kPairRows, next);
   if (row < tile.num_rows) multiply_few_tiled<T>(item, row, tile.num_rows - row);
   end_tiles();
 }

@@ -8,7 +8,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
+#include "cpu/isa/rows.h"
 #include "cpu/isa/vec.h"
 
 namespace paged::cpu::PAGED_ISA_NAMESPACE {
@@ -90,6 +92,8 @@ PAGED_INLINE F32 exp2_of_weights(F32 x) {
   y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(1.0f));
   return {_mm512_scalef_ps(y, x.v)};
 }
+// 1 / x, relative error below 2^-14.
+PAGED_INLINE F32 reciprocal_of_weights(F32 x) { return {_mm512_rcp14_ps(x.v)}; }
 // Sixteen of a, then of b, rounded to nearest even; denormal numbers become zero.
 PAGED_INLINE void store_rounded(BFloat16* to, F32 a, F32 b) {
   _mm512_store_si512(to, (__m512i)_mm512_cvtne2ps_pbh(b.v, a.v));
@@ -129,6 +133,7 @@ void interleave(const BFloat16* a, const BFloat16* b, void* to);
 void interleave(const std::int8_t* a, const std::int8_t* b, void* to);
 void interleave_scaled(const std::int8_t* a, const std::int8_t* b, F32 scale, void* to);
 F32 exp2_of_weights(F32 x);
+F32 reciprocal_of_weights(F32 x);
 void store_rounded(BFloat16* to, F32 a, F32 b);
 void store_rounded_first(BFloat16* to, F32 x, int n);
 bool reduce_rows(const F32 (&v)[4], float factor, const float* limit, float* out);
@@ -189,6 +194,15 @@ PAGED_INLINE void multiply_one_by_four(const TileProduct& product) {
   product.end<0>(), product.end<1>(), product.end<2>(), product.end<3>();
 }
 
+// Every T that tiles or weights end in is rounded by the same instruction, wherever its column lies.
+template <typename T>
+PAGED_INLINE void store_result(T* to, F32 x, int n) {
+  if constexpr (std::is_same_v<T, BFloat16>)
+    store_rounded_first(to, x, n);
+  else
+    store_lanes(to, x, n);
+}
+
 // Two tiles of rows of a, next to each other, by two of b: c -> to, 32 columns.
 struct TilePairProduct {
   const std::byte* a;
@@ -201,6 +215,8 @@ struct TilePairProduct {
   std::int64_t to_bytes;
   std::int64_t steps;
   bool onto;
+  const std::byte* next;  // lines to ask for meanwhile, so many a step
+  std::int64_t next_lines;
 };
 
 PAGED_INLINE void multiply_two_by_two(const TilePairProduct& product) {
@@ -220,6 +236,8 @@ PAGED_INLINE void multiply_two_by_two(const TilePairProduct& product) {
     multiply_pairs_onto<0, 4, 6>();
     load_tile<7>(product.b[1] + i * 16 * product.b_bytes, product.b_bytes);
     multiply_pairs_onto<1, 4, 7>();
+    for (std::int64_t line = 0; line < product.next_lines; ++line)
+      __builtin_prefetch(product.next + (i * product.next_lines + line) * kTileBytes, 0, 2);
     load_tile<5>(a + 16 * product.a_bytes, product.a_bytes);
     multiply_pairs_onto<2, 5, 6>();
     multiply_pairs_onto<3, 5, 7>();
