@@ -27,6 +27,7 @@ struct LinearTileSize {
 inline constexpr LinearTileSize kMaxLinearTile{64, 8, 1};
 inline constexpr LinearTileSize kMaxBFloat16Tile{128, 16, 32};  // bfloat16 x bfloat16 by AMX
 inline constexpr int kBFloat16Cols = 32;
+inline constexpr LinearTileSize kMaxCodeTile{256, 8, 16};  // quantised weights by AMX
 inline constexpr int kKeyTile = 64;     // keys of one step of the online softmax
 inline constexpr int kKeyChunk = 1024;  // keys whose state starts from init; states merge in ascending order
 inline constexpr int kMaxHeadDim = 512;
@@ -86,6 +87,8 @@ struct KernelTable {
   const char* isa;
   LinearTileSize linear_tile;    // that suits the registers best
   LinearTileSize bfloat16_tile;  // where x and all weights are bfloat16, and columns a multiple of kBFloat16Cols
+  LinearTileSize code_tile;      // where codes are tiled (quantised_rows.h)
+  int code_tile_rows;            // so many rows or more want tiled codes if all weights are quantised; 0: none do
   int query_rows;                // of an AttentionTile, where there are many; <= kMaxQueryRows
 
   void (*linear)(const LinearTile& tile);

@@ -48,22 +48,24 @@ const PackedMatrix& packed(const LinearParams& params, int part) {
   return static_cast<const PackedMatrix&>(*params.parts[part]);
 }
 
-LinearTileSize tile_size(const LinearParams& params) {
+LinearTileSize tile_size(const LinearParams& params, const QuantisedRows* codes) {
+  if (codes != nullptr && codes->tiled) return kernels().code_tile;
   bool bfloat16 = params.x.dtype == DType::kBFloat16 && params.x.cols % kBFloat16Cols == 0;
   for (int i = 0; i < params.num_parts; ++i) bfloat16 = bfloat16 && packed(params, i).format == PackedFormat::kBFloat16;
   return bfloat16 ? kernels().bfloat16_tile : kernels().linear_tile;
 }
 
 // Four items a thread where there is that much work, so that the last item to finish is not long alone.
-Partition partition(const LinearParams& params, std::int64_t row_begin, std::int64_t num_rows, int num_threads) {
-  const LinearTileSize size = tile_size(params);
+Partition partition(const LinearParams& params, std::int64_t row_begin, std::int64_t num_rows, int num_threads,
+                    const QuantisedRows* codes) {
+  const LinearTileSize size = tile_size(params, codes);
   std::int64_t panels = 0;
   for (int i = 0; i < params.num_parts; ++i) panels += packed(params, i).num_panels;
   const std::int64_t blocks = std::max<std::int64_t>(1, divide_up(num_rows, size.rows));
   const std::int64_t rows = divide_up(divide_up(num_rows, blocks), size.row_step) * size.row_step;
   const std::int64_t row_blocks = divide_up(num_rows, rows);
   const std::int64_t even = panels * row_blocks / (4 * num_threads) / 2 * 2;
-  return {row_begin, num_rows, row_blocks, rows, std::clamp<std::int64_t>(even, 2, size.panels), num_threads, nullptr};
+  return {row_begin, num_rows, row_blocks, rows, std::clamp<std::int64_t>(even, 2, size.panels), num_threads, codes};
 }
 
 void run_item(const LinearParams& params, const Partition& cut, std::int64_t item, std::byte* scratch) {
@@ -104,27 +106,37 @@ void run_rows(ThreadPool& threads, const LinearParams& params, const Partition& 
                        [&](std::int64_t item, int thread) { run_item(params, cut, item, threads.scratch(thread)); });
 }
 
-bool is_quantised(const LinearParams& params) {
-  for (int i = 0; i < params.num_parts; ++i)
-    if (layout_of(packed(params, i).format) != nullptr) return true;
-  return false;
+int num_quantised(const LinearParams& params) {
+  int count = 0;
+  for (int i = 0; i < params.num_parts; ++i) count += layout_of(packed(params, i).format) != nullptr ? 1 : 0;
+  return count;
+}
+
+// Codes of rows [row, row + count) of x, in the workspace.
+QuantisedRows codes_in_workspace(const LinearParams& params, std::int64_t row, std::int64_t count, bool tiled) {
+  const std::int64_t cols = params.x.cols;
+  if (tiled) return {static_cast<std::byte*>(params.workspace), nullptr, row, cols, true};
+  auto* groups = static_cast<CodeGroup*>(params.workspace);
+  return {reinterpret_cast<std::byte*>(groups + count * (cols / kCodeGroup)), groups, row, cols, false};
 }
 
 // Rows in turn, as many as the workspace holds the codes of. Few of them are quantised by the calling thread alone, in
 // less time than others take to hear of it.
 void run_quantised(ThreadPool& threads, const LinearParams& params) {
-  const std::int64_t cols = params.x.cols, at_once = quantised_rows_at_once(cols);
+  const std::int64_t cols = params.x.cols;
+  const bool tiled = kernels().code_tile_rows > 0 && params.x.rows >= kernels().code_tile_rows &&
+                     num_quantised(params) == params.num_parts;
+  const std::int64_t at_once = quantised_rows_at_once(cols, tiled);
   PAGED_CHECK(params.workspace != nullptr, "linear: products with quantised weights need a workspace");
   for (std::int64_t row = 0; row < params.x.rows; row += at_once) {
     const std::int64_t count = std::min(at_once, params.x.rows - row);
-    auto* groups = static_cast<CodeGroup*>(params.workspace);
-    const QuantisedRows codes{reinterpret_cast<std::byte*>(groups + count * (cols / kCodeGroup)), groups, row, cols};
-    parallel_rows(threads, count, quantised_row_bytes(cols), [&](std::int64_t begin, std::int64_t end) {
-      kernels().quantise_rows(params.x, codes, row + begin, row + end);
-    });
-    Partition cut = partition(params, row, count, threads.num_threads());
-    cut.codes = &codes;
-    run_rows(threads, params, cut);
+    const QuantisedRows codes = codes_in_workspace(params, row, count, tiled);
+    const std::int64_t unit = tiled ? kernels().code_tile.row_step : 1;  // rows that share a tile are one thread's
+    parallel_rows(threads, divide_up(count, unit), unit * quantised_row_bytes(cols, tiled),
+                  [&](std::int64_t begin, std::int64_t end) {
+                    kernels().quantise_rows(params.x, codes, row + begin * unit, row + std::min(count, end * unit));
+                  });
+    run_rows(threads, params, partition(params, row, count, threads.num_threads(), &codes));
   }
 }
 
@@ -191,13 +203,15 @@ void gated_linear(ThreadPool& threads, const GatedLinearParams& params) {
 }
 
 void linear(ThreadPool& threads, const LinearParams& params) {
-  if (is_quantised(params)) return run_quantised(threads, params);
-  run_rows(threads, params, partition(params, 0, params.x.rows, threads.num_threads()));
+  if (num_quantised(params) > 0) return run_quantised(threads, params);
+  run_rows(threads, params, partition(params, 0, params.x.rows, threads.num_threads(), nullptr));
 }
 
 std::int64_t linear_workspace_bytes(std::int64_t max_rows, std::int64_t max_cols) {
-  const std::int64_t row_bytes = quantised_row_bytes(max_cols);
-  return std::min(max_rows * row_bytes, std::max(kQuantisedBytes, kFewestQuantisedRows * row_bytes));
+  const bool tiled = kernels().code_tile_rows > 0;
+  const std::int64_t row_bytes = quantised_row_bytes(max_cols, tiled);
+  const std::int64_t rows = tiled ? divide_up(max_rows, std::int64_t{16}) * 16 : max_rows;
+  return std::min(rows * row_bytes, std::max(kQuantisedBytes, kFewestQuantisedRows * row_bytes));
 }
 
 }  // namespace paged::cpu

@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cpu/float16.h"
 #include "cpu/inline.h"
 
 namespace paged::cpu {
@@ -22,26 +23,36 @@ struct CodeGroup {
   std::int32_t sums[2];  // of the codes of each half
 };
 
+// A group of sixteen rows as AMX tiles read them: code * scale = high + low, the first a multiple of 256 scales.
+struct CodeTile {
+  BFloat16 high[16][kCodeGroup];
+  BFloat16 low[16][kCodeGroup];
+  float scaled_sums[16];
+};
+
 // Borrowed memory. Row 0 is row `first_row` of x.
 struct QuantisedRows {
-  std::byte* codes;   // [rows][code_stride], two bytes a code
-  CodeGroup* groups;  // [rows][cols / 32]
+  std::byte* codes;   // [rows][code_stride], two bytes a code; tiled: CodeTile [rows / 16][cols / 32]
+  CodeGroup* groups;  // [rows][cols / 32]; tiled: null
   std::int64_t first_row;
   std::int64_t cols;  // a multiple of 32
+  bool tiled;
 
+  PAGED_INLINE CodeTile* tiles() const { return reinterpret_cast<CodeTile*>(codes); }
   PAGED_INLINE std::int64_t code_stride() const { return 2 * cols + kCodePadding; }
   PAGED_INLINE std::int64_t group_stride() const { return cols / kCodeGroup; }
 };
 
-constexpr std::int64_t quantised_row_bytes(std::int64_t cols) {
-  return 2 * cols + kCodePadding + cols / kCodeGroup * static_cast<std::int64_t>(sizeof(CodeGroup));
+constexpr std::int64_t quantised_row_bytes(std::int64_t cols, bool tiled) {
+  const auto bytes = static_cast<std::int64_t>(tiled ? sizeof(CodeTile) / 16 : sizeof(CodeGroup));
+  return cols / kCodeGroup * bytes + (tiled ? 0 : 2 * cols + kCodePadding);
 }
 
 // Rows of x that are quantised before their products begin: as many as stay in the outer caches, but enough for the
 // weights, read again for the next ones, to cost little.
 inline constexpr std::int64_t kQuantisedBytes = 1 << 20, kFewestQuantisedRows = 96;
-constexpr std::int64_t quantised_rows_at_once(std::int64_t cols) {
-  return std::max(kFewestQuantisedRows, kQuantisedBytes / quantised_row_bytes(cols));
+constexpr std::int64_t quantised_rows_at_once(std::int64_t cols, bool tiled) {
+  return std::max(kFewestQuantisedRows, kQuantisedBytes / quantised_row_bytes(cols, tiled) / 16 * 16);
 }
 
 }  // namespace paged::cpu

@@ -8,11 +8,13 @@
 //   quantised       in integers (linear_integer.h)
 //   bf16 x bf16     where the machine has AMX, by its tiles (linear_tiles.h); else where it has dpbf16, by a chain
 //                   of it over pairs of k; either for every number of rows
+#include "cpu/isa/finish_rows.h"
 #include "cpu/isa/kernels.h"
 #include "cpu/isa/linear_formats.h"
 #include "cpu/isa/linear_integer.h"
 #include "cpu/isa/linear_tiles.h"
 #include "cpu/isa/rows.h"
+#include "cpu/quantised_rows.h"
 
 namespace paged::cpu::PAGED_ISA_NAMESPACE {
 namespace {
@@ -206,20 +208,6 @@ void copy_rows(const LinearTile& tile, std::int64_t k, int count, int stride, To
   }
 }
 
-template <typename T>
-void finish_rows(const LinearTile& tile, const float* acc) {
-  for (int r = 0; r < tile.num_rows; ++r) {
-    for (int p = 0; p < tile.num_panels; ++p) {
-      const std::int64_t first = (tile.panel_begin + p) * kPanelRows;
-      const std::int64_t left = tile.weights->rows - first;
-      const int n = static_cast<int>(left < kPanelRows ? left : kPanelRows);
-      F32 sum = load(acc + r * kAccStride + p * kPanelRows);
-      if (tile.bias != nullptr) sum = sum + load_lanes(tile.bias + first, n);
-      store_lanes(row_of<T>(tile.out, tile.row_begin + r) + tile.column_begin + first, sum, n);
-    }
-  }
-}
-
 void run_pass(const LinearTile& tile, const Pass& pass, float* scratch) {
   with_format(tile.weights->format, [&](auto format) {
     if (tile.num_rows <= kFewRows)
@@ -250,8 +238,9 @@ void linear(const LinearTile& tile) {
     }
   }
   if (layout_of(tile.weights->format) != nullptr) {
+    if (tile.codes->tiled) return linear_code_tiles(tile);
     multiply_integers(tile, scratch.acc, kAccStride, reinterpret_cast<std::byte*>(scratch.x));
-    with_type(tile.out.dtype, [&](auto tag) { finish_rows<decltype(tag)>(tile, scratch.acc); });
+    with_type(tile.out.dtype, [&](auto tag) { finish_rows<decltype(tag)>(tile, scratch.acc, kAccStride); });
     return;
   }
   const PackedMatrix& matrix = *tile.weights;
@@ -276,7 +265,7 @@ void linear(const LinearTile& tile) {
     else
       run_pass(tile, pass, scratch.w);
   }
-  with_type(tile.out.dtype, [&](auto tag) { finish_rows<decltype(tag)>(tile, scratch.acc); });
+  with_type(tile.out.dtype, [&](auto tag) { finish_rows<decltype(tag)>(tile, scratch.acc, kAccStride); });
 }
 
 }  // namespace paged::cpu::PAGED_ISA_NAMESPACE

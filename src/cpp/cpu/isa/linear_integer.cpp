@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cpu/isa/linear_integer.h"
 
-#include "cpu/isa/integer_dot.h"
-#include "cpu/packed_matrix.h"
+#include "cpu/isa/integer_format.h"
+#include "cpu/isa/integer_tiles.h"
 #include "cpu/quantised_rows.h"
 
 namespace paged::cpu::PAGED_ISA_NAMESPACE {
@@ -40,40 +40,6 @@ PAGED_INLINE F32 add_scaled(F32 acc, I32 sum, F32 scale, F32 min, const CodeGrou
   if constexpr (kHasMin) acc = acc + min * set1(group.scaled_sum);
   return acc;
 }
-
-template <QuantLayout kLayout>
-struct Format {
-  static constexpr int kGroup = kLayout.group_k;
-  static constexpr int kGroupQuads = kGroup / 4;
-  static constexpr int kQuadsOfLine = 8 / kLayout.bits;  // of 64 bytes of codes
-  static constexpr int kGroupBytes = kGroup * kPanelRows * kLayout.bits / 8;
-  static constexpr int kZero = kLayout.zero;
-  static constexpr int kOffset = kZero + (kLayout.bits == 8 ? operand_offset(kLayout.is_signed) : 0);
-
-  PAGED_INLINE static F32 group_bytes(const std::byte* block, int offset, int group) {
-    return load(reinterpret_cast<const std::int8_t*>(block) + offset + group * kPanelRows);
-  }
-  PAGED_INLINE static F32 scale(const std::byte* block, int group) {
-    const F32 d = load(reinterpret_cast<const Float16*>(block));
-    if constexpr (kLayout.sub_scaled) return d * group_bytes(block, kLayout.scales_offset(), group);
-    return d;
-  }
-  PAGED_INLINE static F32 min(const std::byte* block, int group) {
-    if constexpr (!kLayout.has_min) return zero();
-    const F32 d = load(reinterpret_cast<const Float16*>(block) + kPanelRows);
-    if constexpr (kLayout.sub_scaled) return zero() - d * group_bytes(block, kLayout.mins_offset(), group);
-    return d;
-  }
-  PAGED_INLINE static const std::byte* codes(const std::byte* block, int group) {
-    return block + kLayout.codes_offset() + group * kGroupBytes;
-  }
-  // k = 4 * kQuad .. 4 * kQuad + 3 of the group whose codes begin at `codes`.
-  template <int kQuad>
-  PAGED_INLINE static Operand operand(const std::byte* codes) {
-    if constexpr (kLayout.bits == 8) return operand_of_bytes<kLayout.is_signed>(load_words(codes + kQuad * 64));
-    return operand_of_nibbles<kQuad % 2>(load_words(codes + kQuad / 2 * 64));
-  }
-};
 
 // ---- few rows
 
@@ -231,6 +197,21 @@ void multiply(const Rows& rows, const LinearTile& tile, std::byte* scratch) {
   multiply_many<kLayout>(rows, tile, reinterpret_cast<WidePanel*>(scratch));
 }
 
+// Calls body(Format<layout>{}) with the layout of quantised weights.
+template <typename Body>
+PAGED_INLINE void with_layout(const PackedMatrix& weights, Body body) {
+  switch (weights.format) {
+    case PackedFormat::kQ8: return body(Format<kQ8Layout>{});
+    case PackedFormat::kQ8Min: return body(Format<kQ8MinLayout>{});
+    case PackedFormat::kQ4: return body(Format<kQ4Layout>{});
+    case PackedFormat::kQ4Min: return body(Format<kQ4MinLayout>{});
+    case PackedFormat::kQ4K: return body(Format<kQ4KLayout>{});
+    case PackedFormat::kQ5K: return body(Format<kQ5KLayout>{});
+    case PackedFormat::kQ6K: return body(Format<kQ6KLayout>{});
+    default: return;
+  }
+}
+
 }  // namespace
 
 void multiply_integers(const LinearTile& tile, float* acc, int acc_stride, std::byte* scratch) {
@@ -242,16 +223,12 @@ void multiply_integers(const LinearTile& tile, float* acc, int acc_stride, std::
                   x.group_stride(),
                   acc,
                   acc_stride};
-  switch (tile.weights->format) {
-    case PackedFormat::kQ8: return multiply<kQ8Layout>(rows, tile, scratch);
-    case PackedFormat::kQ8Min: return multiply<kQ8MinLayout>(rows, tile, scratch);
-    case PackedFormat::kQ4: return multiply<kQ4Layout>(rows, tile, scratch);
-    case PackedFormat::kQ4Min: return multiply<kQ4MinLayout>(rows, tile, scratch);
-    case PackedFormat::kQ4K: return multiply<kQ4KLayout>(rows, tile, scratch);
-    case PackedFormat::kQ5K: return multiply<kQ5KLayout>(rows, tile, scratch);
-    case PackedFormat::kQ6K: return multiply<kQ6KLayout>(rows, tile, scratch);
-    default: return;
-  }
+  with_layout(*tile.weights, [&](auto format) { multiply<decltype(format)::kLayout>(rows, tile, scratch); });
+}
+
+void linear_code_tiles(const LinearTile& tile) {
+  if constexpr (kHasTiles)
+    with_layout(*tile.weights, [&](auto format) { multiply_code_tiles<decltype(format)>(tile); });
 }
 
 }  // namespace paged::cpu::PAGED_ISA_NAMESPACE

@@ -14,12 +14,15 @@ namespace paged::cpu::PAGED_ISA_OF_LINEAR_INTEGER {
 // acc[rows of the tile][acc_stride] = the products of the tile, whose weights are quantised. acc has room for one panel
 // more where their number is odd. scratch: kIntegerScratch, 64-byte aligned.
 void multiply_integers(const LinearTile& tile, float* acc, int acc_stride, std::byte* scratch);
+// The whole of a tile whose codes are tiled, up to its outputs; at most kMaxCodeTile.
+void linear_code_tiles(const LinearTile& tile);
 }  // namespace paged::cpu::PAGED_ISA_OF_LINEAR_INTEGER
 
 namespace paged::cpu::PAGED_ISA_NAMESPACE {
 
 inline constexpr int kIntegerScratch = 32 * 1024;
 
+using PAGED_ISA_OF_LINEAR_INTEGER::linear_code_tiles;
 using PAGED_ISA_OF_LINEAR_INTEGER::multiply_integers;
 
 }  // namespace paged::cpu::PAGED_ISA_NAMESPACE
