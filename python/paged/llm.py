@@ -57,7 +57,8 @@ class LLM:
         dtype: of activations: "float32", "bfloat16", "float16", or "auto": the checkpoint's own (float32 for quantised
             GGUF files).
         kv_cache_dtype: of the keys and values that are kept: "float32", "bfloat16", "float16", "int8", or "auto": that
-            of the activations, the only one on a GPU. "int8" rounds to 8 bits, with a scale for each
+            of the activations, the only one on a GPU; bfloat16 for quantised GGUF files unless `dtype` says
+            otherwise. "int8" rounds to 8 bits, with a scale for each
             head's value of a token and for each 32 components of a key: at a head size of 64, 1.83 times the context of
             16 bits in the same bytes. See docs/memory.md for what it costs.
         device: "cpu"; "cuda" or "hip", with ":<index>" for another than the first GPU, in a build with that backend; or

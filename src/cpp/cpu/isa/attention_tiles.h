@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The two products of a tile of keys by AMX, where queries are bfloat16 and the cache bfloat16 or int8: bfloat16 keys
-// lie as an instruction reads them, of values two keys are put side by side. Keys of int8 are rounded to bfloat16;
+// The two products of a tile of keys by AMX, where the cache is bfloat16 or int8: bfloat16 keys lie as an instruction
+// reads them, of values two keys are put side by side. Queries and keys of int8 are rounded to bfloat16;
 // codes of values are as they are, for their scales are in the exponentials. The exponentials are rounded to bfloat16
 // for the second product, not for their sum, as in FlashAttention; a row's sums are scaled anew only where its max
 // grows by more than kSlack, as in FlashAttention 4. Whether tiles are used depends on the op alone: a row's bits do
@@ -12,6 +12,7 @@
 #pragma once
 
 #include "cpu/isa/attention_walk.h"
+#include "cpu/isa/rows.h"
 #include "cpu/isa/tiles.h"
 #include "cpu/isa/vec_math.h"
 
@@ -26,7 +27,7 @@ template <>
 inline constexpr bool kTilesRead<std::int8_t> = true;
 
 PAGED_INLINE bool tiles_take(const AttentionParams& op) {
-  return kHasTiles && op.q.dtype == DType::kBFloat16 && op.cache.head_dim % kTileK == 0 &&
+  return kHasTiles && op.cache.head_dim % kTileK == 0 &&
          (op.cache.dtype == DType::kBFloat16 || op.cache.dtype == DType::kInt8);
 }
 
@@ -46,11 +47,14 @@ PAGED_INLINE TileShapes attention_shapes(int num_rows) {
 PAGED_INLINE BFloat16* tiled_queries(const Walk& walk) { return reinterpret_cast<BFloat16*>(walk.s.q); }
 
 PAGED_INLINE void copy_queries(const Walk& walk) {
-  for (int row = 0; row < walk.num_rows; ++row) {
-    const auto* q = static_cast<const BFloat16*>(walk.tile.op->q.data) + walk.token(row) * walk.tile.op->q.row_stride +
-                    std::int64_t{walk.head(row)} * walk.head_dim;
-    __builtin_memcpy(tiled_queries(walk) + row * walk.head_dim, q, static_cast<unsigned long>(walk.head_dim) * 2);
-  }
+  with_type(walk.tile.op->q.dtype, [&](auto tag) {
+    for (int row = 0; row < walk.num_rows; ++row) {
+      const auto* q =
+          row_of<const decltype(tag)>(walk.tile.op->q, walk.token(row)) + std::int64_t{walk.head(row)} * walk.head_dim;
+      for (int d = 0; d < walk.head_dim; d += 16)
+        store_rounded(tiled_queries(walk) + row * walk.head_dim + d, load(q + d));
+    }
+  });
 }
 
 // The keys as scores are made of them: those of int8 in scratch, two components of a head side by side.
