@@ -121,12 +121,18 @@ def threads() -> _C.ThreadPool:
     return _C.ThreadPool(3)
 
 
+def tolerance(case: Case) -> float:
+    """AMX tiles round float32 queries to bfloat16 where the cache is bfloat16."""
+    rounded = ops.isa() == "amx" and case.cache_dtype == torch.bfloat16 and case.head_dim % 32 == 0
+    return TOLERANCE[torch.bfloat16 if rounded and case.dtype == torch.float32 else case.dtype]
+
+
 def check(case: Case, threads: _C.ThreadPool) -> None:
     batch = Batch(case, threads)
     for sequence, out in enumerate(batch.run(threads)):
         expected = batch.reference(sequence)
         error = ((out.double() - expected).abs() / expected.abs().clamp(min=1.0)).max()
-        assert error <= TOLERANCE[case.dtype], f"sequence {sequence}: {error}"
+        assert error <= tolerance(case), f"sequence {sequence}: {error}"
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

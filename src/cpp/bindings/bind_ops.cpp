@@ -9,6 +9,7 @@
 #include <numeric>
 #include <vector>
 
+#include "base/aligned_buffer.h"
 #include "base/checked_product.h"
 #include "bindings/module.h"
 #include "bindings/operands.h"
@@ -121,11 +122,10 @@ void bind_linear(py::module_& m) {
         const MatrixView result = given.out(to);
         for (const WeightMatrix* part : parts) PAGED_CHECK(part != nullptr, "linear: parts has a None");
         const MatrixView input = given.in(x, "x");
-        const auto bytes = static_cast<std::size_t>(ops::linear_workspace_bytes(input.rows, input.cols));
-        const auto workspace = std::make_unique_for_overwrite<std::byte[]>(bytes);
+        const AlignedBuffer workspace(ops::linear_workspace_bytes(input.rows, input.cols));
         const LinearParams params{
-            input,  parts.data(),   static_cast<std::int32_t>(parts.size()), given.floats(bias, "bias", result.cols),
-            result, workspace.get()};
+            input,  parts.data(),    static_cast<std::int32_t>(parts.size()), given.floats(bias, "bias", result.cols),
+            result, workspace.data()};
         const py::gil_scoped_release unlocked;
         ops::linear(on(threads), params);
       },

@@ -72,7 +72,7 @@ struct LinearParams {
   std::int32_t num_parts;
   const float* bias;          // [sum N_i] or null
   MatrixView out;             // [T, sum N_i]; float32 or x's dtype
-  void* workspace = nullptr;  // on the CPU, where a part is quantised: linear_workspace_bytes(...)
+  void* workspace = nullptr;  // on the CPU, where a part is quantised: linear_workspace_bytes(...), 64-byte aligned
 };
 
 enum class Activation : std::uint8_t { kSilu, kGeluTanh, kGeluErf };

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// The two products of a tile of keys by AMX, where the cache is bfloat16 or int8: bfloat16 keys lie as an instruction
-// reads them, of values two keys are put side by side. Queries and keys of int8 are rounded to bfloat16;
-// codes of values are as they are, for their scales are in the exponentials. The exponentials are rounded to bfloat16
-// for the second product, not for their sum, as in FlashAttention; a row's sums are scaled anew only where its max
-// grows by more than kSlack, as in FlashAttention 4. Whether tiles are used depends on the op alone: a row's bits do
-// not.
+// The two products of a tile of keys by AMX, where the cache is bfloat16 (and queries that or float32) or int8 (and
+// queries bfloat16): bfloat16 keys lie as an instruction reads them, of values two keys are put side by side. Queries,
+// and keys of int8, are rounded to bfloat16; codes of values are as they are, for their scales are in the exponentials.
+// The exponentials are rounded to bfloat16 for the second product, not for their sum, as in FlashAttention; a row's
+// sums are scaled anew only where its max grows by more than kSlack, as in FlashAttention 4. Whether tiles are used
+// depends on the op alone: a row's bits do not.
 //
 // Two tiles of rows are a block. The products of a block wait for one another and for memory, the exponentials for
 // neither: so four rows' exponentials stand between the scores of sixteen keys by the next block, or the sums of
@@ -27,8 +27,9 @@ template <>
 inline constexpr bool kTilesRead<std::int8_t> = true;
 
 PAGED_INLINE bool tiles_take(const AttentionParams& op) {
-  return kHasTiles && op.cache.head_dim % kTileK == 0 &&
-         (op.cache.dtype == DType::kBFloat16 || op.cache.dtype == DType::kInt8);
+  if (!kHasTiles || op.cache.head_dim % kTileK != 0) return false;
+  if (op.cache.dtype == DType::kInt8) return op.q.dtype == DType::kBFloat16;
+  return op.cache.dtype == DType::kBFloat16 && op.q.dtype != DType::kFloat16;
 }
 
 // Exponentials may grow to e^kSlack before a row's sums are scaled anew.
@@ -51,8 +52,8 @@ PAGED_INLINE void copy_queries(const Walk& walk) {
     for (int row = 0; row < walk.num_rows; ++row) {
       const auto* q =
           row_of<const decltype(tag)>(walk.tile.op->q, walk.token(row)) + std::int64_t{walk.head(row)} * walk.head_dim;
-      for (int d = 0; d < walk.head_dim; d += 16)
-        store_rounded(tiled_queries(walk) + row * walk.head_dim + d, load(q + d));
+      BFloat16* to = tiled_queries(walk) + row * walk.head_dim;
+      for (int d = 0; d < walk.head_dim; d += 32) store_rounded(to + d, load(q + d), load(q + d + 16));
     }
   });
 }

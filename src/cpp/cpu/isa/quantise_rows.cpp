@@ -57,13 +57,11 @@ PAGED_INLINE void store_group(const Coded& coded, std::byte* codes, CodeGroup& g
 // The same for row `row` of a tile.
 PAGED_INLINE void store_in_tile(const Coded& coded, CodeTile& tile, int row) {
   const F32 scale = set1(coded.scale), large_scale = set1(256.0f * coded.scale);
-  const auto store_half = [&](I32 codes, int k) {
-    const I32 high = shift_right_signed<8>(codes + set1_word(128));
-    store_rounded(&tile.high[row][k], int_to_float(high) * large_scale);
-    store_rounded(&tile.low[row][k], int_to_float(codes - shift_left<8>(high)) * scale);
-  };
-  store_half(coded.first, 0);
-  store_half(coded.second, 16);
+  const auto high_of = [](I32 codes) { return shift_right_signed<8>(codes + set1_word(128)); };
+  const I32 first = high_of(coded.first), second = high_of(coded.second);
+  store_rounded(tile.high[row], int_to_float(first) * large_scale, int_to_float(second) * large_scale);
+  store_rounded(tile.low[row], int_to_float(coded.first - shift_left<8>(first)) * scale,
+                int_to_float(coded.second - shift_left<8>(second)) * scale);
   tile.scaled_sums[row] = coded.scale * reduce_add(int_to_float(coded.first) + int_to_float(coded.second));
 }
 
