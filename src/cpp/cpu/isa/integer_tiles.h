@@ -144,6 +144,7 @@ struct CodeTilePass {
   CodeTileScratch& scratch;
   int num_panels;
   int num_groups;
+  bool onto;  // what the passes before have summed up
   Cursor product, sum;
 
   PAGED_INLINE const CodeTile& tile_of(const Cursor& at) const {
@@ -177,7 +178,7 @@ struct CodeTilePass {
     float* out = scratch.acc[sum.row] + sum.panel * kPanelRows;
     if (sum.group == 0) {
 #pragma GCC unroll 16
-      for (int r = 0; r < 16; ++r) acc[r] = load(out + r * kStride);
+      for (int r = 0; r < 16; ++r) acc[r] = onto ? load(out + r * kStride) : zero();
     }
     const F32 scale = load(panel.scales[sum.group]);
 #pragma GCC unroll 16
@@ -214,21 +215,20 @@ struct CodeTilePass {
   }
 };
 
-// All k of the tile's panels, at most kTiledPanels. Rows behind the last are whatever the workspace holds: nobody reads
-// their sums.
+// All k of the tile's panels, at most kTiledPanels.
 template <typename F>
 void multiply_panel_tiles(const LinearTile& tile, CodeTileScratch& scratch) {
   const PackedMatrix& matrix = *tile.weights;
   const std::int64_t groups = matrix.cols / kCodeGroup;
   const CodeTile* x = tile.codes->tiles() + (tile.row_begin - tile.codes->first_row) / 16 * groups;
-  __builtin_memset(scratch.acc, 0, static_cast<unsigned>(tile.num_rows + 15) / 16 * 16 * sizeof(scratch.acc[0]));
   for (std::int64_t k = 0; k < matrix.cols; k += kTiledBlockK) {
     const int count = static_cast<int>(matrix.cols - k < kTiledBlockK ? matrix.cols - k : kTiledBlockK);
     for (int p = 0; p < tile.num_panels; ++p)
       F::widen(
           matrix.data + (tile.panel_begin + p) * matrix.panel_bytes + k / F::kLayout.block_k * F::kLayout.block_bytes(),
           count, scratch.panels[p]);
-    CodeTilePass<F>{x + k / kCodeGroup, groups, scratch, tile.num_panels, count / F::kGroup, {}, {}}.run(tile.num_rows);
+    CodeTilePass<F>{x + k / kCodeGroup, groups, scratch, tile.num_panels, count / F::kGroup, k > 0, {}, {}}.run(
+        tile.num_rows);
   }
 }
 
