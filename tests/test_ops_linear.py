@@ -202,12 +202,13 @@ def test_a_row_does_not_depend_on_its_batch(threads: _C.ThreadPool, x_name: str,
         assert torch.equal(linear(alone, x[begin : begin + size], matrix), whole[begin : begin + size])
 
 
-def test_parts_bias_and_strides(threads: _C.ThreadPool) -> None:
+@pytest.mark.parametrize("num_tokens", [6, 300])
+def test_parts_bias_and_strides(threads: _C.ThreadPool, num_tokens: int) -> None:
     parts = [random((rows, 256), dtype, seed=rows) for rows, dtype in zip((40, 7, 33), DTYPES.values(), strict=True)]
     data, quantised = quantised_rows("q6_k", 50, 256)
     packed = [pack(threads, part) for part in parts] + [ops.pack(threads, data, "q6_k", 50, 256)]
     bias = random((130,), seed=9)
-    wide_x, wide_out = random((6, 300), seed=8), torch.zeros(6, 140)
+    wide_x, wide_out = random((num_tokens, 300), seed=8), torch.zeros(num_tokens, 140)
     x = wide_x[:, 10:266]
     x[:] = as_codes(x)  # so that they are exact in the last part too
     ops.linear(threads, x, packed, wide_out[:, 4:134], bias=bias)
@@ -215,6 +216,17 @@ def test_parts_bias_and_strides(threads: _C.ThreadPool) -> None:
     reference = x.double() @ weights.T + bias
     assert (wide_out[:, 4:134] - reference).abs().max() <= TOLERANCE * reference.abs().max()
     assert not wide_out[:, :4].any() and not wide_out[:, 134:].any()
+
+
+@pytest.mark.parametrize("num_tokens", [8, 9, 17, 300])
+def test_parts_of_several_quantised_formats(threads: _C.ThreadPool, num_tokens: int) -> None:
+    names = ("q4_k", "q6_k", "q5_0", "q4_1")
+    parts = [pack_quantised(threads, name, 50, 512) for name in names]
+    x = random((num_tokens, 512), torch.bfloat16)
+    together = linear(threads, x, *parts)
+    for row in {0, 7, num_tokens - 1}:
+        alone = [linear(threads, x[row : row + 1], part) for part in parts]
+        assert torch.equal(together[row : row + 1], torch.cat(alone, 1))
 
 
 def test_row_order_and_output_dtype(threads: _C.ThreadPool) -> None:

@@ -28,7 +28,7 @@ inline constexpr LinearTileSize kMaxLinearTile{64, 8, 1};
 inline constexpr LinearTileSize kMaxBFloat16Tile{128, 16, 32};  // bfloat16 x bfloat16 by AMX
 inline constexpr int kBFloat16Cols = 32;
 inline constexpr LinearTileSize kMaxCodeTile{256, 8, 16};  // quantised weights by AMX
-inline constexpr int kKeyTile = 64;     // keys of one step of the online softmax
+inline constexpr int kKeyTile = 64;                        // keys of one step of the online softmax
 inline constexpr int kKeyChunk = 1024;  // keys whose state starts from init; states merge in ascending order
 inline constexpr int kMaxHeadDim = 512;
 // (query token, head) pairs of one attention tile, and what they may have of head_dim rounded up to 16 altogether.
