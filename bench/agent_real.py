@@ -49,10 +49,10 @@ class RealCase:
 
 
 def cpu_case(quick: bool) -> RealCase:
-    """SmolLM2-135M in float32; contexts up to 48 K tokens, scaled."""
+    """SmolLM2-135M in bfloat16; contexts up to 48 K tokens, scaled."""
     agents, slots, steps = (16, 10, 10) if quick else (32, 16, 24)
     shape = Shape(num_agents=agents, max_steps=steps, max_tokens=48_000 // agent_workload.SCALE)
-    return RealCase("real,cpu,rho=2", shape, slots, 8, 46_080, 16)
+    return RealCase("real,cpu,rho=2", shape, slots, 2, 23_040, 16)
 
 
 def gpu_case(quick: bool) -> RealCase:

@@ -274,7 +274,7 @@ def run_real(arguments: argparse.Namespace) -> None:
 
     if arguments.device == "cpu":
         case = agent_real.cpu_case(arguments.quick)
-        found = agent_real.measure(case, lambda options: paged.LLM(arguments.model, dtype="float32", **options))
+        found = agent_real.measure(case, lambda options: paged.LLM(arguments.model, dtype="bfloat16", **options))
     else:
         case = agent_real.gpu_case(arguments.quick)
         options = {"enable_prefix_caching": True}
