@@ -189,14 +189,14 @@ void run_gated_item(const GatedLinearParams& params, const Partition& cut, std::
 void gated_linear(ThreadPool& threads, const GatedLinearParams& params) {
   const WeightMatrix* parts[] = {params.matrix, params.up};
   const LinearParams both{params.x, parts, 2, nullptr, params.gate_up, params.workspace};
-  if (is_quantised(both)) {
+  if (num_quantised(both) > 0) {
     linear(threads, both);
     MatrixView gate = params.gate_up, up = params.gate_up;
     gate.cols = up.cols = params.out.cols;
     up.data = static_cast<std::byte*>(up.data) + params.out.cols * size_of(up.dtype);
     return gated_activation(threads, {gate, up, params.activation, params.out});
   }
-  const Partition cut = partition(both, 0, params.x.rows, threads.num_threads());
+  const Partition cut = partition(both, 0, params.x.rows, threads.num_threads(), nullptr);
   threads.parallel_for(cut.row_blocks * cut.groups_of(packed(both, 0)), [&](std::int64_t item, int thread) {
     run_gated_item(params, cut, item, threads.scratch(thread));
   });
