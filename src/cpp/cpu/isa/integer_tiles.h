@@ -130,10 +130,10 @@ struct CodeTilePass {
   struct Cursor {
     int row = 0, panel = 0, group = 0;
 
-    PAGED_INLINE void advance(int num_panels, int num_groups) {
-      if (++group < num_groups) return;
+    PAGED_INLINE void advance(int panels, int groups) {
+      if (++group < groups) return;
       group = 0;
-      if (++panel < num_panels) return;
+      if (++panel < panels) return;
       panel = 0;
       row += 16;
     }
