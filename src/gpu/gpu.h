@@ -11,10 +11,10 @@
 //   release_dependents()               at entry: later kernels may start, up to their own wait
 //   load_past_l1(p)                    4 bytes, or a multiple of 16, that are read ahead of the wait (below)
 //   load_from_host(p)                  the same sizes, of page-locked host memory
-//   tell_host(p, v)                    a word of page-locked memory; whoever finds it there finds what was written
-//   before GPU_DYN_SHARED(type, name)         the launch's dynamic shared memory launch(kernel, grid, block,
-//   shared_bytes, stream, args...)       throws DeviceError GPU_API(Name)                      the runtime's function
-//   or type; check(call) throws DeviceError
+//   tell_host(p, v)                    a word of page-locked memory: who finds it finds what was written before it
+//   GPU_DYN_SHARED(type, name)         the launch's dynamic shared memory
+//   launch(kernel, grid, block, shared_bytes, stream, args...)       throws DeviceError
+//   GPU_API(Name)                      the runtime's function or type; check(call) throws DeviceError
 //
 // Rules: a launch may start while its predecessor still runs, so EVERY kernel calls wait_for_predecessors() on every
 // path; block sizes are multiples of 64; collectives are executed by whole warps; no kernel assumes warp == 32 unless

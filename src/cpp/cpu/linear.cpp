@@ -191,9 +191,9 @@ void gated_linear(ThreadPool& threads, const GatedLinearParams& params) {
   const LinearParams both{params.x, parts, 2, nullptr, params.gate_up, params.workspace};
   if (num_quantised(both) > 0) {
     linear(threads, both);
-    MatrixView gate = params.gate_up, up = params.gate_up;
-    gate.cols = up.cols = params.out.cols;
-    up.data = static_cast<std::byte*>(up.data) + params.out.cols * size_of(up.dtype);
+    const std::int64_t rows = params.out.rows, cols = params.out.cols;
+    const MatrixView gate = part_of(params.gate_up, 0, 0, rows, cols),
+                     up = part_of(params.gate_up, 0, cols, rows, cols);
     return gated_activation(threads, {gate, up, params.activation, params.out});
   }
   const Partition cut = partition(both, 0, params.x.rows, threads.num_threads(), nullptr);
@@ -210,7 +210,7 @@ void linear(ThreadPool& threads, const LinearParams& params) {
 std::int64_t linear_workspace_bytes(std::int64_t max_rows, std::int64_t max_cols) {
   const bool tiled = kernels().code_tile_rows > 0;
   const std::int64_t row_bytes = quantised_row_bytes(max_cols, tiled);
-  const std::int64_t rows = tiled ? divide_up(max_rows, std::int64_t{16}) * 16 : max_rows;
+  const std::int64_t unit = tiled ? kernels().code_tile.row_step : 1, rows = divide_up(max_rows, unit) * unit;
   return std::min(rows * row_bytes, std::max(kQuantisedBytes, kFewestQuantisedRows * row_bytes));
 }
 

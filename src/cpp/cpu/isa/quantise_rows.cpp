@@ -9,8 +9,8 @@ namespace paged::cpu::PAGED_ISA_NAMESPACE {
 namespace {
 
 constexpr float kLargest = 3.402823466e38f;  // finite float
-constexpr float kSmallest =
-    1e-20f;  // of a group's largest; times any scale of weights it is far from denormal. Less is zero
+// Of a group's largest: times any scale of weights it is far from denormal. Less is zero.
+constexpr float kSmallest = 1e-20f;
 
 PAGED_INLINE std::int32_t sum_of(I32 codes) { return static_cast<std::int32_t>(reduce_add(int_to_float(codes))); }
 
