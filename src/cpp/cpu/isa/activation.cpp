@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Element-wise functions: gated activations and the soft cap of logits.
+#include "cpu/isa/bfloat16.h"
 #include "cpu/isa/kernels.h"
 #include "cpu/isa/rows.h"
-#include "cpu/isa/tiles.h"
 #include "cpu/isa/vec_math.h"
 
 namespace paged::cpu::PAGED_ISA_NAMESPACE {
@@ -12,7 +12,7 @@ struct Silu {
   PAGED_INLINE F32 operator()(F32 x) const { return x / (set1(1.0f) + exp(zero() - x)); }
 };
 
-// With as many digits as bfloat16 keeps, where the machine has AMX.
+// With as many digits as bfloat16 keeps, where the machine has AVX512-BF16.
 struct RoundedSilu {
   PAGED_INLINE F32 operator()(F32 x) const {
     return x * reciprocal_of_weights(set1(1.0f) + exp2_of_weights(x * set1(-1.44269504f)));
@@ -46,7 +46,7 @@ void gate_rows(const GatedActivationParams& op, std::int64_t row_begin, std::int
       T* out = row_of<T>(op.out, row);
       for_lanes(op.out.cols, [&](std::int64_t i, int n) {
         const F32 result = activation(load_lanes(gate + i, n)) * load_lanes(up + i, n);
-        if constexpr (kHasTiles)
+        if constexpr (kDotBf16)
           store_result(out + i, result, n);
         else
           store_lanes(out + i, result, n);
@@ -60,7 +60,7 @@ void gate_rows(const GatedActivationParams& op, std::int64_t row_begin, std::int
 void gated_activation(const GatedActivationParams& op, std::int64_t row_begin, std::int64_t row_end) {
   switch (op.activation) {
     case Activation::kSilu:
-      if constexpr (kHasTiles)
+      if constexpr (kDotBf16)
         if (op.out.dtype == DType::kBFloat16) return gate_rows(op, row_begin, row_end, RoundedSilu{});
       gate_rows(op, row_begin, row_end, Silu{});
       return;

@@ -4,7 +4,8 @@
 // (init, merge, normalise as in FlashInfer's state). The tree is fixed by positions alone, so a row's result does not
 // depend on the batch, on how its prompt was chunked, on the block size or on how many threads share the context. A
 // score is one fma chain over head_dim (of int8, over each group of components with a scale); an output one chain over
-// the keys of a tile. Keys past a row's range score -infinity; values outside the tile's range are never read.
+// the keys of a tile. (Products of bfloat16: attention_bfloat16.h.) Keys past a row's range score -infinity; values outside the tile's range are never read.
+#include "cpu/isa/attention_pairs.h"
 #include "cpu/isa/attention_tiles.h"
 #include "cpu/isa/attention_walk.h"
 #include "cpu/isa/kernels.h"
@@ -250,9 +251,9 @@ void load_queries(const Walk& walk) {
 }
 
 void begin_queries(const Walk& walk) {
-  if constexpr (kHasTiles) {
-    begin_tiles(attention_shapes(walk.num_rows));
-    if (tiles_take(*walk.tile.op)) {
+  if constexpr (kHasTiles) begin_tiles(attention_shapes(walk.num_rows));
+  if constexpr (kDotBf16) {
+    if (pairs_take(*walk.tile.op)) {
       __builtin_memset(walk.s.zeros, 0, sizeof(walk.s.zeros));
       return copy_queries(walk);
     }
@@ -279,11 +280,15 @@ void end_chunk(const Walk& walk, int chunk) {
 
 template <typename C>
 void visit(const Walk& walk, Range range, Range next) {
-  if constexpr (kHasTiles && kTilesRead<C>) {
-    if (tiles_take(*walk.tile.op))
-      return walk.head_dim == 64    ? visit_keys_tiled<C, 64>(walk, range, next)
-             : walk.head_dim == 128 ? visit_keys_tiled<C, 128>(walk, range, next)
-                                    : visit_keys_tiled<C, 0>(walk, range, next);
+  if constexpr (kDotBf16 && kPairsRead<C>) {
+    if (pairs_take(*walk.tile.op)) {
+      if constexpr (!kHasTiles)
+        return visit_keys_in_pairs<C>(walk, range, next);
+      else
+        return walk.head_dim == 64    ? visit_keys_tiled<C, 64>(walk, range, next)
+               : walk.head_dim == 128 ? visit_keys_tiled<C, 128>(walk, range, next)
+                                      : visit_keys_tiled<C, 0>(walk, range, next);
+    }
   }
   visit_keys<C>(walk, range, next);
 }
@@ -295,9 +300,9 @@ void walk_chunk(const Walk& walk, int chunk) {
   AttentionScratch& s = walk.s;
   for (int row = 0; row < walk.num_rows; ++row)
     init(&s.max[row], &s.sum[row], s.acc + row * walk.head_stride, walk.head_stride);
-  const bool tiled = tiles_take(*walk.tile.op);
-  if constexpr (kHasTiles)
-    if (tiled) begin_sums(walk);
+  const bool in_pairs = pairs_take(*walk.tile.op);
+  if constexpr (kDotBf16)
+    if (in_pairs) begin_sums(walk);
   with_cache_type(walk.tile.op->cache.dtype, [&](auto tag) {
     Range range = clip(keys, keys.begin / kKeyTile * kKeyTile);
     while (range.begin < range.end) {
@@ -306,8 +311,8 @@ void walk_chunk(const Walk& walk, int chunk) {
       range = clip(keys, next_tile);
     }
   });
-  if constexpr (kHasTiles)
-    if (tiled) end_sums(walk);
+  if constexpr (kDotBf16)
+    if (in_pairs) end_sums(walk);
   end_chunk(walk, chunk);
 }
 

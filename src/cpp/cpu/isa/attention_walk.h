@@ -20,7 +20,7 @@ struct AttentionScratch {
   const std::byte* values[kKeyTile];
   // Of an int8 cache: of each group of components, and of values.
   alignas(64) float key_scales[kMaxHeadDim / kKeyScaleGroup * kKeyTile], value_scales[kKeyTile];
-  // For attention_tiles.h: exponentials in bfloat16 of two blocks of rows, sixteen parts of each row's sum, what is
+  // For attention_bfloat16.h: exponentials in bfloat16 of two blocks of rows, sixteen parts of each row's sum, what is
   // added to a row's scores and what they may reach before its max is raised, the values of two keys side by side, and
   // a value of zeros.
   alignas(64) BFloat16 rounded[2 * 32 * kKeyTile];

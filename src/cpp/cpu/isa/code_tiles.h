@@ -4,6 +4,7 @@
 #pragma once
 
 #include "cpu/isa/rows.h"
+#include "cpu/isa/bfloat16.h"
 #include "cpu/isa/tiles.h"
 #include "cpu/quantised_rows.h"
 

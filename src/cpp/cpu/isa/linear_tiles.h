@@ -4,6 +4,7 @@
 // every number of rows.
 #pragma once
 
+#include "cpu/isa/bfloat16.h"
 #include "cpu/isa/rows.h"
 #include "cpu/isa/tiles.h"
 #include "cpu/kernel_table.h"

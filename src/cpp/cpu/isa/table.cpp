@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cpu/isa/kernels.h"
 #include "cpu/isa/tiles.h"
+#include "cpu/isa/vec.h"
 
 #define PAGED_STRING_OF(x) #x
 #define PAGED_STRING(x) PAGED_STRING_OF(x)
@@ -14,7 +15,7 @@ const KernelTable kTable = {
     .bfloat16_tile = kHasTiles ? kMaxBFloat16Tile : LinearTileSize{48, kMaxLinearTile.panels, 1},
     .code_tile = kMaxCodeTile,
     .code_tile_rows = kHasTiles ? 9 : 0,
-    .query_rows = kHasTiles ? kMaxQueryRows : 32,
+    .query_rows = kDotBf16 ? kMaxQueryRows : 32,
     .linear = PAGED_ISA_OF_LINEAR::linear,
     .quantise_rows = PAGED_ISA_OF_QUANTISE_ROWS::quantise_rows,
     .attention = PAGED_ISA_OF_ATTENTION::attention,
