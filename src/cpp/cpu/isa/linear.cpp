@@ -20,6 +20,7 @@ namespace paged::cpu::PAGED_ISA_NAMESPACE {
 namespace {
 
 constexpr int kFewRows = 4;
+constexpr int kAhead = 1024;       // bytes of a panel that are asked for before few rows need them
 constexpr int kChain = 32;         // k of one chain
 constexpr int kPairChain = 256;    // of one chain of bfloat16 pairs, whose operands are coarser than its rounding
 constexpr int kBlockK = 256;       // k of one pass over many rows
@@ -124,16 +125,31 @@ void multiply_floats(const Pass& pass, const float* const* w, int row, int panel
   });
 }
 
+// Lines of weights that are asked for beside a step over pairs: at + offset of some of the panels at `at`.
+struct NextPanels {
+  std::int64_t offset;
+  int first;
+  int count;
+};
+
 // acc += x @ w over pairs: w [count / 2][16][2] bfloat16.
 template <int kRows, int kPanels>
-void multiply_pairs(const Pass& pass, int row, int panel) {
+void multiply_pairs(const Pass& pass, int row, int panel, NextPanels next) {
   const std::byte* weights = pass.panels + panel * pass.panel_bytes + pass.k_begin / 2 * 64;
   const BFloat16* x = static_cast<const BFloat16*>(pass.x) + row * pass.x_stride;
+  const std::byte* ahead = weights + next.first * pass.panel_bytes + next.offset;
+  const std::int64_t second = next.count > 1 ? pass.panel_bytes : 0;
   float* out = pass.acc + row * kAccStride + panel * kPanelRows;
   add_chains<kPairChain, kRows, kPanels>(pass.count, out, [&](auto& acc, int begin, int end) {
     for (int k = begin; k < end; k += 2) {
       I32 words[kPanels];
       for (int p = 0; p < kPanels; ++p) words[p] = load_words(weights + p * pass.panel_bytes + k / 2 * 64);
+      if constexpr (kRows > kFewRows) {
+        __builtin_prefetch(ahead + k / 2 * 64);
+        __builtin_prefetch(ahead + second + k / 2 * 64);
+      } else {
+        for (int p = 0; p < kPanels; ++p) __builtin_prefetch(weights + p * pass.panel_bytes + k / 2 * 64 + kAhead);
+      }
       for (int r = 0; r < kRows; ++r) {
         std::uint32_t pair;
         __builtin_memcpy(&pair, x + r * pass.x_stride + k, 4);
@@ -185,18 +201,54 @@ void multiply_many(const Pass& pass, int num_rows, int num_panels, float* scratc
 }
 
 template <int kRows, int kPanels>
-void multiply_pair_rows(const Pass& pass, int row, int num_rows, int num_panels) {
-  if (num_rows == kRows) {
-    int panel = 0;
-    for (; panel + kPanels <= num_panels; panel += kPanels) multiply_pairs<kRows, kPanels>(pass, row, panel);
-    for (; panel < num_panels; ++panel) multiply_pairs<kRows, 1>(pass, row, panel);
-  } else if constexpr (kRows > 1) {
-    constexpr int kNext = kRows - 1 <= kFewRows ? kDirectTiles / (kRows - 1) : kTilePanels;
-    multiply_pair_rows<kRows - 1, kNext>(pass, row, num_rows, num_panels);
+PAGED_INLINE void multiply_pair_rows(const Pass& pass, int row, int num_rows, int panel, NextPanels next) {
+  if (num_rows == kRows)
+    multiply_pairs<kRows, kPanels>(pass, row, panel, next);
+  else if constexpr (kRows > 1)
+    multiply_pair_rows<kRows - 1, kPanels>(pass, row, num_rows, panel, next);
+}
+
+// Up to kFewRows rows.
+template <int kRows>
+void multiply_few_pairs(const Pass& pass, int num_rows, int num_panels) {
+  if constexpr (kRows > 1)
+    if (num_rows < kRows) return multiply_few_pairs<kRows - 1>(pass, num_rows, num_panels);
+  constexpr int kPanels = kDirectTiles / kRows;
+  int panel = 0;
+  for (; panel + kPanels <= num_panels; panel += kPanels) multiply_pairs<kRows, kPanels>(pass, 0, panel, {});
+  for (; panel < num_panels; ++panel) multiply_pairs<kRows, 1>(pass, 0, panel, {});
+}
+
+// Two register tiles of rows at a time meet a pair of panels, which stays in the nearest cache with them. The next pair
+// comes meanwhile.
+void multiply_many_pairs(const Pass& pass, int num_rows, int num_panels) {
+  const int tile = even_tile(num_rows);
+  for (int begin = 0; begin < num_rows; begin += 2 * tile) {
+    const int end = begin + 2 * tile < num_rows ? begin + 2 * tile : num_rows;
+    const bool one = end - begin <= tile;
+    for (int panel = 0; panel < num_panels; panel += kTilePanels) {
+      const bool is_last = panel + kTilePanels >= num_panels;
+      const std::int64_t back = is_last ? -panel * pass.panel_bytes : kTilePanels * pass.panel_bytes;
+      const std::int64_t offset = back + (is_last && end == num_rows ? pass.count / 2 * 64 : 0);
+      const bool two = panel + 1 < num_panels;
+      for (int row = begin; row < end; row += tile) {
+        const NextPanels next{offset, row == begin ? 0 : 1, one ? 2 : 1};
+        const int rows = end - row < tile ? end - row : tile;
+        if (two)
+          multiply_pair_rows<kTileRows, kTilePanels>(pass, row, rows, panel, next);
+        else
+          multiply_pair_rows<kTileRows, 1>(pass, row, rows, panel, next);
+      }
+    }
   }
 }
 
 // ---- the tile
+
+template <typename A, typename B>
+inline constexpr bool kIsSame = false;
+template <typename A>
+inline constexpr bool kIsSame<A, A> = true;
 
 // Copies columns [k, k + count) of the tile's rows, as To, zero filled up to x_stride where that reaches past cols.
 template <typename To, typename From>
@@ -204,7 +256,12 @@ void copy_rows(const LinearTile& tile, std::int64_t k, int count, int stride, To
   for (int r = 0; r < tile.num_rows; ++r) {
     const From* from = row_of<const From>(tile.x, tile.row_begin + r) + k;
     To* row = to + std::int64_t{r} * stride;
-    for_lanes(count, [&](std::int64_t i, int n) { store(row + i, load_lanes(from + i, n)); });
+    if constexpr (kIsSame<To, From>) {
+      __builtin_memcpy(row, from, static_cast<unsigned>(count) * sizeof(To));
+      for (int i = count; i % 8 != 0; ++i) row[i] = To{};
+    } else {
+      for_lanes(count, [&](std::int64_t i, int n) { store(row + i, load_lanes(from + i, n)); });
+    }
   }
 }
 
@@ -220,10 +277,10 @@ void run_pass(const LinearTile& tile, const Pass& pass, float* scratch) {
 template <bool kSupported>
 void run_pair_pass(const LinearTile& tile, const Pass& pass) {
   if constexpr (kSupported) {
-    const int rows = even_tile(tile.num_rows);
-    for (int row = 0; row < tile.num_rows; row += rows)
-      multiply_pair_rows<kTileRows, kTilePanels>(pass, row, tile.num_rows - row < rows ? tile.num_rows - row : rows,
-                                                 tile.num_panels);
+    if (tile.num_rows <= kFewRows)
+      multiply_few_pairs<kFewRows>(pass, tile.num_rows, tile.num_panels);
+    else
+      multiply_many_pairs(pass, tile.num_rows, tile.num_panels);
   }
 }
 
