@@ -4,7 +4,8 @@
 // (init, merge, normalise as in FlashInfer's state). The tree is fixed by positions alone, so a row's result does not
 // depend on the batch, on how its prompt was chunked, on the block size or on how many threads share the context. A
 // score is one fma chain over head_dim (of int8, over each group of components with a scale); an output one chain over
-// the keys of a tile. (Products of bfloat16: attention_bfloat16.h.) Keys past a row's range score -infinity; values outside the tile's range are never read.
+// the keys of a tile. (Products of bfloat16: attention_bfloat16.h.) Keys past a row's range score -infinity; values
+// outside the tile's range are never read.
 #include "cpu/isa/attention_pairs.h"
 #include "cpu/isa/attention_tiles.h"
 #include "cpu/isa/attention_walk.h"
@@ -283,7 +284,7 @@ void visit(const Walk& walk, Range range, Range next) {
   if constexpr (kDotBf16 && kPairsRead<C>) {
     if (pairs_take(*walk.tile.op)) {
       if constexpr (!kHasTiles)
-        return visit_keys_in_pairs<C>(walk, range, next);
+        return visit_keys_in_pairs(walk, range, next);
       else
         return walk.head_dim == 64    ? visit_keys_tiled<C, 64>(walk, range, next)
                : walk.head_dim == 128 ? visit_keys_tiled<C, 128>(walk, range, next)

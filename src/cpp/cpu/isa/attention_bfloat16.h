@@ -2,9 +2,9 @@
 // Attention as products of bfloat16, where the cache is bfloat16 (and queries that or float32) or int8 (and queries
 // bfloat16): bfloat16 keys lie as an instruction reads them, of values two keys are put side by side. Queries, and keys
 // of int8, are rounded to bfloat16; codes of values are as they are, for their scales are in the exponentials. The
-// exponentials are rounded to bfloat16 for the second product, not for their sum, as in FlashAttention; a row's sums are
-// scaled anew only where its max grows by more than kSlack, as in FlashAttention 4. Whether an op is computed so depends
-// on the op alone: a row's bits do not.
+// exponentials are rounded to bfloat16 for the second product, not for their sum, as in FlashAttention; a row's sums
+// are scaled anew only where its max grows by more than kSlack, as in FlashAttention 4. Whether an op is computed so
+// depends on the op alone: a row's bits do not.
 //
 // The products themselves: attention_tiles.h by AMX, attention_pairs.h by AVX512-BF16.
 #pragma once
@@ -12,6 +12,7 @@
 #include "cpu/isa/attention_walk.h"
 #include "cpu/isa/bfloat16.h"
 #include "cpu/isa/rows.h"
+#include "cpu/isa/tiles.h"
 #include "cpu/isa/vec_math.h"
 
 namespace paged::cpu::PAGED_ISA_NAMESPACE {
@@ -22,11 +23,11 @@ inline constexpr bool kPairsRead = false;
 template <>
 inline constexpr bool kPairsRead<BFloat16> = true;
 template <>
-inline constexpr bool kPairsRead<std::int8_t> = true;
+inline constexpr bool kPairsRead<std::int8_t> = kHasTiles;  // elsewhere, rounding keys costs decoding more than is won
 
 PAGED_INLINE bool pairs_take(const AttentionParams& op) {
   if (!kDotBf16 || op.cache.head_dim % 32 != 0) return false;
-  if (op.cache.dtype == DType::kInt8) return op.q.dtype == DType::kBFloat16;
+  if (op.cache.dtype == DType::kInt8) return kPairsRead<std::int8_t> && op.q.dtype == DType::kBFloat16;
   return op.cache.dtype == DType::kBFloat16 && op.q.dtype != DType::kFloat16;
 }
 
@@ -66,24 +67,27 @@ PAGED_INLINE KeyVectors<BFloat16> paired_keys(const Walk& walk, const KeyVectors
   return out;
 }
 
-// Values outside the range count as zero: what lies there may not be numbers. Meanwhile the keys and values of the
-// range `next` are asked for, if rows are few: many rows mean a prompt, whose other rows have just read them.
+// The value of a key of the tile. Outside the range it counts as zero: what lies there may not be numbers.
+template <typename C>
+PAGED_INLINE const C* value_at(const Walk& walk, Range in_tile, int key) {
+  const bool outside = key < in_tile.begin || key >= in_tile.end;
+  return reinterpret_cast<const C*>(outside ? walk.s.zeros : walk.s.values[key]);
+}
+
+// Meanwhile the keys and values of the range `next` are asked for, if rows are few: many rows mean a prompt, whose
+// other rows have just read them.
 template <typename C>
 PAGED_INLINE void pair_values(const Walk& walk, Range in_tile, Range next) {
-  // Of two keys or values in bfloat16; head_dim is a multiple of 32.
-  const int lines = walk.num_rows > kFewQueryRows ? 0 : walk.head_dim / 16;
+  const bool is_few = walk.num_rows <= kFewQueryRows;
   Ahead<C> next_keys(walk, next, 0), next_values(walk, next, 1);
-  const auto value = [&](int key) {
-    const bool outside = key < in_tile.begin || key >= in_tile.end;
-    return reinterpret_cast<const C*>(outside ? walk.s.zeros : walk.s.values[key]);
-  };
   for (int key = 0; key < kKeyTile; key += 2) {
-    const C* even = value(key);
-    const C* odd = value(key + 1);
+    const C* even = value_at<C>(walk, in_tile, key);
+    const C* odd = value_at<C>(walk, in_tile, key + 1);
     BFloat16* to = walk.s.pairs + key * walk.head_dim;
-    next_keys.fetch_lines(lines);
-    next_values.fetch_lines(lines);
-    for (int d = 0; d < walk.head_dim; d += 32) interleave(even + d, odd + d, to + 2 * d);
+    for (int d = 0; d < walk.head_dim; d += 32) {
+      if (is_few) next_keys.fetch_lines(2), next_values.fetch_lines(2);
+      interleave(even + d, odd + d, to + 2 * d);
+    }
   }
 }
 
@@ -125,9 +129,8 @@ void raise_max(const Walk& walk, int row, float new_max) {
   s.max[row] = new_max, s.limit[row] = new_max + kSlack, s.shift[row] = -new_max * kLog2E;
 }
 
-
-// Scores of rows [row, row + 4), p, -> exponentials in bfloat16, times the values' scales where they have any. `factor`:
-// of scores before their row's shift is added; powers of 2.
+// Scores of rows [row, row + 4), p, -> exponentials in bfloat16, times the values' scales where they have any.
+// `factor`: of scores before their row's shift is added; powers of 2.
 template <typename C>
 PAGED_INLINE void weigh_four_rows(const Walk& walk, int row, float factor, const float* p, BFloat16* to) {
   AttentionScratch& s = walk.s;

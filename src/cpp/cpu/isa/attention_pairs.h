@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The two products of a tile of keys by AVX512-BF16: some rows by vectors of sixteen keys or components, whose sums stay
-// in registers while pairs of components or keys pass by. A sum is one chain over them, whatever its neighbours.
+// The two products of a tile of keys by AVX512-BF16: some rows by vectors of sixteen keys or components, whose sums
+// stay in registers while pairs of components or keys pass by. A sum is one chain over them, whatever its neighbours.
 #pragma once
 
 #include "cpu/isa/attention_bfloat16.h"
@@ -9,6 +9,17 @@ namespace paged::cpu::PAGED_ISA_NAMESPACE {
 
 constexpr int kPairBlockRows = 16;  // scores, weights, sums, keys and values of so many stay in the nearest cache
 constexpr int kPairRows = 8;        // at once
+
+// acc[r] += the pair of bfloat16 at a + r * a_stride by the words.
+template <int kRows, int kVectors>
+PAGED_INLINE void add_pair(const BFloat16* a, std::int64_t a_stride, const I32 (&words)[kVectors],
+                           F32 (&acc)[kRows][kVectors]) {
+  for (int r = 0; r < kRows; ++r) {
+    std::uint32_t pair;
+    __builtin_memcpy(&pair, a + r * a_stride, sizeof(pair));
+    for (int v = 0; v < kVectors; ++v) acc[r][v] = dot_pairs(acc[r][v], words[v], set1_word(pair));
+  }
+}
 
 // Rows of a, so many elements apart, by sixteen columns at each of b, whose pairs are so many bytes apart.
 struct PairOperands {
@@ -23,21 +34,31 @@ template <int kRows, int kVectors>
 PAGED_INLINE void add_pair_products(const PairOperands& x, F32 (&acc)[kRows][kVectors]) {
   for (std::int64_t i = 0; i < x.num_pairs; ++i) {
     I32 words[kVectors];
-    for (int v = 0; v < kVectors; ++v) words[v] = load_words(x.b[v] + i * x.b_bytes);
-    for (int r = 0; r < kRows; ++r) {
-      std::uint32_t pair;
-      __builtin_memcpy(&pair, x.a + r * x.a_stride + 2 * i, sizeof(pair));
-      for (int v = 0; v < kVectors; ++v) acc[r][v] = dot_pairs(acc[r][v], words[v], set1_word(pair));
-    }
+    for (int v = 0; v < kVectors; ++v) words[v] = load_words(x.b[v] + i * x.b_bytes), keep_in_register(words[v]);
+    add_pair(x.a + 2 * i, x.a_stride, words, acc);
   }
+}
+
+template <int kRows, int kVectors>
+PAGED_INLINE void load_sums(const float* from, std::int64_t stride, F32 (&acc)[kRows][kVectors]) {
+  for (int r = 0; r < kRows; ++r)
+    for (int v = 0; v < kVectors; ++v) acc[r][v] = load(from + r * stride + 16 * v);
+}
+template <int kRows, int kVectors>
+PAGED_INLINE void store_sums(float* to, std::int64_t stride, const F32 (&acc)[kRows][kVectors]) {
+  for (int r = 0; r < kRows; ++r)
+    for (int v = 0; v < kVectors; ++v) store(to + r * stride + 16 * v, acc[r][v]);
 }
 
 // Vectors of as many rows that keep the instruction busy.
 template <int kRows>
 inline constexpr int kVectorsOf = kRows > 4 ? 2 : 4;
 
+struct AheadOfBoth {
+  Ahead<BFloat16> keys, values;
+};
+
 // The rows by one tile of keys.
-template <typename C>
 struct PairStep {
   const Walk& walk;
   KeyVectors<BFloat16> keys;
@@ -49,14 +70,14 @@ struct PairStep {
   void score(int row, float* p) const {
     constexpr int kVectors = kVectorsOf<kRows>;
     for (int quarter = 0; quarter < kQuarters; quarter += kVectors) {
-      PairOperands x{rounded_queries(walk) + row * walk.head_dim, walk.head_dim, {}, keys.stride * 2, walk.head_dim / 2};
+      PairOperands x{
+          rounded_queries(walk) + row * walk.head_dim, walk.head_dim, {}, keys.stride * 2, walk.head_dim / 2};
       for (int v = 0; v < kVectors; ++v) x.b[v] = reinterpret_cast<const std::byte*>(keys.at[quarter + v]);
       F32 acc[kRows][kVectors];
       for (int r = 0; r < kRows; ++r)
         for (int v = 0; v < kVectors; ++v) acc[r][v] = zero();
       add_pair_products(x, acc);
-      for (int r = 0; r < kRows; ++r)
-        for (int v = 0; v < kVectors; ++v) store(p + r * kKeyTile + 16 * (quarter + v), acc[r][v]);
+      store_sums(p + 16 * quarter, kKeyTile, acc);
     }
   }
 
@@ -67,11 +88,9 @@ struct PairStep {
     for (int v = 0; v < kVectors; ++v) x.b[v] = reinterpret_cast<const std::byte*>(walk.s.pairs + 2 * (d + 16 * v));
     float* out = walk.s.acc + row * walk.head_dim + d;
     F32 acc[kRows][kVectors];
-    for (int r = 0; r < kRows; ++r)
-      for (int v = 0; v < kVectors; ++v) acc[r][v] = load(out + r * walk.head_dim + 16 * v);
+    load_sums(out, walk.head_dim, acc);
     add_pair_products(x, acc);
-    for (int r = 0; r < kRows; ++r)
-      for (int v = 0; v < kVectors; ++v) store(out + r * walk.head_dim + 16 * v, acc[r][v]);
+    store_sums(out, walk.head_dim, acc);
   }
   template <int kRows>
   void add_values(int row, const BFloat16* weights) const {
@@ -79,6 +98,37 @@ struct PairStep {
     int d = 0;
     for (; d + 16 * kVectors <= walk.head_dim; d += 16 * kVectors) add_components<kRows, kVectors>(row, d, weights);
     for (; d < walk.head_dim; d += 32) add_components<kRows, 2>(row, d, weights);
+  }
+
+  // The same for all rows of a walk: values are put in pairs where they are multiplied, and what comes next is asked
+  // for.
+  template <int kRows, int kVectors>
+  PAGED_INLINE void add_components_directly(int d, Range in_tile, AheadOfBoth& next) const {
+    float* out = walk.s.acc + d;
+    F32 acc[kRows][kVectors];
+    load_sums(out, walk.head_dim, acc);
+    for (int r = 0; r < kRows; ++r)
+      for (int v = 0; v < kVectors; v += 2) split_fours(acc[r][v], acc[r][v + 1]);
+    for (int key = 0; key < kKeyTile; key += 2) {
+      const BFloat16* even = value_at<BFloat16>(walk, in_tile, key) + d;
+      const BFloat16* odd = value_at<BFloat16>(walk, in_tile, key + 1) + d;
+      next.keys.fetch_lines(kVectors), next.values.fetch_lines(kVectors);
+      I32 words[kVectors];
+      for (int v = 0; v < kVectors; v += 2) interleave_fours(even + 16 * v, odd + 16 * v, words[v], words[v + 1]);
+      add_pair(walk.s.rounded + key, kKeyTile, words, acc);
+    }
+    for (int r = 0; r < kRows; ++r)
+      for (int v = 0; v < kVectors; v += 2) join_fours(acc[r][v], acc[r][v + 1]);
+    store_sums(out, walk.head_dim, acc);
+  }
+  template <int kRows>
+  void add_values_directly(Range in_tile, Range next) const {
+    constexpr int kVectors = kVectorsOf<kRows>;
+    AheadOfBoth ahead{{walk, next, 0}, {walk, next, 1}};
+    int d = 0;
+    for (; d + 16 * kVectors <= walk.head_dim; d += 16 * kVectors)
+      add_components_directly<kRows, kVectors>(d, in_tile, ahead);
+    for (; d < walk.head_dim; d += 32) add_components_directly<kRows, 2>(d, in_tile, ahead);
   }
 
   template <int kRows>
@@ -96,33 +146,50 @@ struct PairStep {
       add_values_of_some<kRows - 1>(row, num_rows, weights);
   }
 
-  PAGED_INLINE void run(int block) const {
+  template <int kRows>
+  PAGED_INLINE void add_values_of_few(Range in_tile, Range next) const {
+    if (walk.num_rows == kRows)
+      add_values_directly<kRows>(in_tile, next);
+    else if constexpr (kRows > 1)
+      add_values_of_few<kRows - 1>(in_tile, next);
+  }
+
+  // Exponentials of a block of rows, in groups of so many.
+  PAGED_INLINE void weigh(int block, int group) const {
     const RowBlock rows = blocks.at(block);
-    const int num_rows = rows.end - rows.begin, groups = (num_rows + kPairRows - 1) / kPairRows;
-    const int group = (num_rows + groups - 1) / groups;
+    const int num_rows = rows.end - rows.begin;
     float* p = walk.s.p;
-    BFloat16* weights = walk.s.rounded;
     for (int i = 0; i < num_rows; i += group)
       score_some<kPairRows>(rows.begin + i, smaller(group, num_rows - i), p + i * kKeyTile);
     blocks.finish_scores(block, p);
     for (int i = 0; i < num_rows; i += 4)
-      weigh_four_rows<C>(walk, rows.begin + i, factor, p + i * kKeyTile, weights + i * kKeyTile);
+      weigh_four_rows<BFloat16>(walk, rows.begin + i, factor, p + i * kKeyTile, walk.s.rounded + i * kKeyTile);
+  }
+
+  PAGED_INLINE void run(int block) const {
+    const RowBlock rows = blocks.at(block);
+    const int num_rows = rows.end - rows.begin, groups = (num_rows + kPairRows - 1) / kPairRows;
+    const int group = (num_rows + groups - 1) / groups;
+    weigh(block, group);
     for (int i = 0; i < num_rows; i += group)
-      add_values_of_some<kPairRows>(rows.begin + i, smaller(group, num_rows - i), weights + i * kKeyTile);
+      add_values_of_some<kPairRows>(rows.begin + i, smaller(group, num_rows - i), walk.s.rounded + i * kKeyTile);
   }
 };
 
 // One step of the online softmax. `next` is the range of the following step.
-template <typename C>
-void visit_keys_in_pairs(const Walk& walk, Range range, Range next) {
+inline void visit_keys_in_pairs(const Walk& walk, Range range, Range next) {
   const int tile_begin = range.begin / kKeyTile * kKeyTile;
-  find_scales<C>(walk, tile_begin, range);
-  const KeyVectors<BFloat16> keys = paired_keys(walk, key_vectors<C>(walk, tile_begin, range));
-  const PairStep<C> step{walk, keys, {walk, tile_begin}, score_factor(*walk.tile.op)};
+  const Range in_tile{range.begin - tile_begin, range.end - tile_begin};
+  const PairStep step{
+      walk, key_vectors<BFloat16>(walk, tile_begin, range), {walk, tile_begin}, score_factor(*walk.tile.op)};
   const Range visible = step.blocks.visible();
   if (visible.begin == visible.end) return;
-  find_values<C>(walk, tile_begin, range, walk.s.values);
-  pair_values<C>(walk, {range.begin - tile_begin, range.end - tile_begin}, next);
+  find_values<BFloat16>(walk, tile_begin, range, walk.s.values);
+  if (walk.num_rows <= kPairRows) {
+    step.weigh(0, walk.num_rows);
+    return step.add_values_of_few<kPairRows>(in_tile, next);
+  }
+  pair_values<BFloat16>(walk, in_tile, next);
   for (int block = visible.begin; block < visible.end; ++block) step.run(block);
 }
 

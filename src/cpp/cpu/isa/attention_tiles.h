@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The two products of a tile of keys by AMX. Two tiles of rows are a block. The products of a block wait for one another
-// and for memory, the exponentials for neither: so four rows' exponentials stand between the scores of sixteen keys by
-// the next block, or the sums of sixteen components of the block before.
+// The two products of a tile of keys by AMX. Two tiles of rows are a block. The products of a block wait for one
+// another and for memory, the exponentials for neither: so four rows' exponentials stand between the scores of sixteen
+// keys by the next block, or the sums of sixteen components of the block before.
 #pragma once
 
 #include "cpu/isa/attention_bfloat16.h"

@@ -150,6 +150,11 @@ class Ahead {
 
   // Inline, because GCC takes a function that only prefetches for one without effect and drops its calls.
   PAGED_INLINE void fetch_lines(int count) {
+    if (piece_end_ - line_ >= 64 * count) {
+      for (int i = 0; i < count; ++i) __builtin_prefetch(line_ + 64 * i);
+      line_ += 64 * count;
+      return;
+    }
     for (int i = 0; i < count; ++i) {
       if (line_ == piece_end_) {
         if (key_ >= end_) return;

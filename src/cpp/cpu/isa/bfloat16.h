@@ -22,6 +22,25 @@ PAGED_INLINE void interleave(const BFloat16* a, const BFloat16* b, void* to) {
   _mm512_store_si512(to, _mm512_permutex2var_epi64(low, first, high));
   _mm512_store_si512(static_cast<std::byte*>(to) + 64, _mm512_permutex2var_epi64(low, second, high));
 }
+// The same in the order that takes no more than an instruction each: fours of a and b, even ones -> low, odd -> high.
+PAGED_INLINE void interleave_fours(const BFloat16* a, const BFloat16* b, I32& low, I32& high) {
+  const __m512i even = _mm512_loadu_si512(a), odd = _mm512_loadu_si512(b);
+  low.v = _mm512_unpacklo_epi16(even, odd), high.v = _mm512_unpackhi_epi16(even, odd);
+}
+// 32 numbers to the order of interleave_fours, and back.
+PAGED_INLINE void split_fours(F32& first, F32& second) {
+  const __m512 low = _mm512_shuffle_f32x4(first.v, second.v, 0x88);
+  second.v = _mm512_shuffle_f32x4(first.v, second.v, 0xdd), first.v = low;
+}
+PAGED_INLINE void join_fours(F32& low, F32& high) {
+  const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11),
+                second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+  const __m512d evens = _mm512_castps_pd(low.v), odds = _mm512_castps_pd(high.v);
+  low.v = _mm512_castpd_ps(_mm512_permutex2var_pd(evens, first, odds));
+  high.v = _mm512_castpd_ps(_mm512_permutex2var_pd(evens, second, odds));
+}
+// Or GCC loads a vector anew for each instruction that reads it.
+PAGED_INLINE void keep_in_register(I32& x) { asm("" : "+v"(x.v)); }
 // The same of codes, which bfloat16 has exactly.
 PAGED_INLINE void interleave(const std::int8_t* a, const std::int8_t* b, void* to) {
   for (int i = 0; i < 2; ++i) {
@@ -76,6 +95,10 @@ PAGED_INLINE bool reduce_rows(const F32 (&v)[4], float factor, const float* limi
 // Never called.
 void interleave(const BFloat16* a, const BFloat16* b, void* to);
 void interleave(const std::int8_t* a, const std::int8_t* b, void* to);
+void interleave_fours(const BFloat16* a, const BFloat16* b, I32& low, I32& high);
+void split_fours(F32& first, F32& second);
+void join_fours(F32& low, F32& high);
+void keep_in_register(I32& x);
 void interleave_scaled(const std::int8_t* a, const std::int8_t* b, F32 scale, void* to);
 F32 exp2_of_weights(F32 x);
 F32 reciprocal_of_weights(F32 x);

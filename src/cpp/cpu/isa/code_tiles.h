@@ -3,8 +3,8 @@
 // all of them at once. The codes are those of quantise_rows.cpp.
 #pragma once
 
-#include "cpu/isa/rows.h"
 #include "cpu/isa/bfloat16.h"
+#include "cpu/isa/rows.h"
 #include "cpu/isa/tiles.h"
 #include "cpu/quantised_rows.h"
 
