@@ -20,7 +20,6 @@ namespace paged::cpu::PAGED_ISA_NAMESPACE {
 namespace {
 
 constexpr int kFewRows = 4;
-constexpr int kAhead = 1024;       // bytes of a panel that are asked for before few rows need them
 constexpr int kChain = 32;         // k of one chain
 constexpr int kPairChain = 256;    // of one chain of bfloat16 pairs, whose operands are coarser than its rounding
 constexpr int kBlockK = 256;       // k of one pass over many rows
@@ -147,8 +146,6 @@ void multiply_pairs(const Pass& pass, int row, int panel, NextPanels next) {
       if constexpr (kRows > kFewRows) {
         __builtin_prefetch(ahead + k / 2 * 64);
         __builtin_prefetch(ahead + second + k / 2 * 64);
-      } else {
-        for (int p = 0; p < kPanels; ++p) __builtin_prefetch(weights + p * pass.panel_bytes + k / 2 * 64 + kAhead);
       }
       for (int r = 0; r < kRows; ++r) {
         std::uint32_t pair;
