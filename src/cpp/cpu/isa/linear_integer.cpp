@@ -88,6 +88,21 @@ void multiply_few(Rows rows, const LinearTile& tile) {
 
 // ---- many rows
 
+// Lines of panels that are read next, asked for beside the groups of many rows: as many to a step as brings all of
+// them.
+struct NextLines {
+  const std::byte* at[kIntegerPanels];
+  std::int64_t a_step;  // bytes
+
+  NextLines(std::int64_t bytes, int steps) : at{}, a_step((bytes / steps + 64) / 64 * 64) {}
+  PAGED_INLINE void ask() {
+    for (int p = 0; p < kIntegerPanels; ++p) {
+      for (std::int64_t i = 0; i < a_step; i += 64) __builtin_prefetch(at[p] + i);
+      at[p] += a_step;
+    }
+  }
+};
+
 // kBlockK of a panel.
 struct WidePanel {
   alignas(64) std::byte operands[kBlockK / 4 * sizeof(Operand)];
@@ -134,12 +149,13 @@ PAGED_INLINE void add_group(const std::byte* operands, const std::byte* codes, s
 }
 
 template <QuantLayout kLayout, int kRows>
-void multiply_wide(const WidePanel* panels, Rows rows, int count) {
+void multiply_wide(const WidePanel* panels, Rows rows, int count, NextLines& next) {
   using F = Format<kLayout>;
   constexpr int kOffset = F::kOffset - wide_zero(F::kZero);
   for (int k = 0, at = 0; k < count; k += F::kGroup, ++at) {
     const CodeGroup* group = rows.groups + k / kCodeGroup;
     Sums sums[kRows][kIntegerPanels];
+    next.ask();
     for (int r = 0; r < kRows; ++r) {
       const int sum = kOffset == 0 ? 0 : code_sum<F::kGroup>(group[r * rows.group_stride], at % 2);
       for (int p = 0; p < kIntegerPanels; ++p) sums[r][p] = sums_from(-kOffset * sum);
@@ -157,11 +173,11 @@ void multiply_wide(const WidePanel* panels, Rows rows, int count) {
 }
 
 template <QuantLayout kLayout, int kRows>
-PAGED_INLINE void multiply_tile(const WidePanel* panels, const Rows& rows, int count, int num_rows) {
+PAGED_INLINE void multiply_tile(const WidePanel* panels, const Rows& rows, int count, int num_rows, NextLines& next) {
   if (num_rows == kRows)
-    multiply_wide<kLayout, kRows>(panels, rows, count);
+    multiply_wide<kLayout, kRows>(panels, rows, count, next);
   else if constexpr (kRows > 1)
-    multiply_tile<kLayout, kRows - 1>(panels, rows, count, num_rows);
+    multiply_tile<kLayout, kRows - 1>(panels, rows, count, num_rows, next);
 }
 
 // Register tiles as even as they can be. Behind an odd number of panels the last one is multiplied twice: into the room
@@ -171,19 +187,24 @@ void multiply_many(const Rows& all, const LinearTile& tile, WidePanel* panels) {
   const PackedMatrix& matrix = *tile.weights;
   const int tiles = (tile.num_rows + kIntegerRows - 1) / kIntegerRows;
   const int tile_rows = (tile.num_rows + tiles - 1) / tiles;
+  const auto weights_at = [&](int panel, std::int64_t k) {
+    const int last = panel < tile.num_panels ? panel : tile.num_panels - 1;
+    return matrix.data + (tile.panel_begin + last) * matrix.panel_bytes + k / kLayout.block_k * kLayout.block_bytes();
+  };
   for (int panel = 0; panel < tile.num_panels; panel += kIntegerPanels) {
     for (std::int64_t k = 0; k < matrix.cols; k += kBlockK) {
       const int count = static_cast<int>(matrix.cols - k < kBlockK ? matrix.cols - k : kBlockK);
+      const bool is_last = k + kBlockK >= matrix.cols;
+      NextLines next(kBlockK / kLayout.block_k * kLayout.block_bytes(), tiles * count / kLayout.group_k);
       for (int p = 0; p < kIntegerPanels; ++p) {
-        const int last = panel + p < tile.num_panels ? panel + p : tile.num_panels - 1;
-        const std::byte* from = matrix.data + (tile.panel_begin + last) * matrix.panel_bytes;
-        widen<kLayout>(from + k / kLayout.block_k * kLayout.block_bytes(), count, panels[p]);
+        widen<kLayout>(weights_at(panel + p, k), count, panels[p]);
+        next.at[p] = is_last ? weights_at(panel + kIntegerPanels + p, 0) : weights_at(panel + p, k + kBlockK);
       }
       for (int row = 0; row < tile.num_rows; row += tile_rows) {
         Rows rows = all.from(row);
         rows.codes += 2 * k, rows.groups += k / kCodeGroup, rows.acc += panel * kPanelRows;
         const int left = tile.num_rows - row;
-        multiply_tile<kLayout, kIntegerRows>(panels, rows, count, left < tile_rows ? left : tile_rows);
+        multiply_tile<kLayout, kIntegerRows>(panels, rows, count, left < tile_rows ? left : tile_rows, next);
       }
     }
   }
