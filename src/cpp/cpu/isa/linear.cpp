@@ -144,8 +144,8 @@ void multiply_pairs(const Pass& pass, int row, int panel, NextPanels next) {
       I32 words[kPanels];
       for (int p = 0; p < kPanels; ++p) words[p] = load_words(weights + p * pass.panel_bytes + k / 2 * 64);
       if constexpr (kRows > kFewRows) {
-        __builtin_prefetch(ahead + k / 2 * 64);
-        __builtin_prefetch(ahead + second + k / 2 * 64);
+        __builtin_prefetch(ahead + k / 2 * 64, 0, 2);
+        __builtin_prefetch(ahead + second + k / 2 * 64, 0, 2);
       }
       for (int r = 0; r < kRows; ++r) {
         std::uint32_t pair;
