@@ -124,7 +124,8 @@ void multiply_floats(const Pass& pass, const float* const* w, int row, int panel
   });
 }
 
-// Lines of weights that are asked for beside a step over pairs: at + offset of some of the panels at `at`.
+// Panels of which a line is asked for beside each step over pairs: `count`, 1 or 2, from panel `first` behind the one
+// that is multiplied on, where their k lies `offset` bytes away from its.
 struct NextPanels {
   std::int64_t offset;
   int first;
@@ -218,23 +219,24 @@ void multiply_few_pairs(const Pass& pass, int num_rows, int num_panels) {
 
 // Two register tiles of rows at a time meet a pair of panels, which stays in the nearest cache with them. The next pair
 // comes meanwhile.
+template <int kRows, int kPanels>
 void multiply_many_pairs(const Pass& pass, int num_rows, int num_panels) {
   const int tile = even_tile(num_rows);
   for (int begin = 0; begin < num_rows; begin += 2 * tile) {
     const int end = begin + 2 * tile < num_rows ? begin + 2 * tile : num_rows;
     const bool one = end - begin <= tile;
-    for (int panel = 0; panel < num_panels; panel += kTilePanels) {
-      const bool is_last = panel + kTilePanels >= num_panels;
-      const std::int64_t back = is_last ? -panel * pass.panel_bytes : kTilePanels * pass.panel_bytes;
+    for (int panel = 0; panel < num_panels; panel += kPanels) {
+      const bool is_last = panel + kPanels >= num_panels;
+      const std::int64_t back = is_last ? -panel * pass.panel_bytes : kPanels * pass.panel_bytes;
       const std::int64_t offset = back + (is_last && end == num_rows ? pass.count / 2 * 64 : 0);
       const bool two = panel + 1 < num_panels;
       for (int row = begin; row < end; row += tile) {
         const NextPanels next{offset, row == begin ? 0 : 1, one ? 2 : 1};
         const int rows = end - row < tile ? end - row : tile;
         if (two)
-          multiply_pair_rows<kTileRows, kTilePanels>(pass, row, rows, panel, next);
+          multiply_pair_rows<kRows, kPanels>(pass, row, rows, panel, next);
         else
-          multiply_pair_rows<kTileRows, 1>(pass, row, rows, panel, next);
+          multiply_pair_rows<kRows, 1>(pass, row, rows, panel, next);
       }
     }
   }
@@ -277,7 +279,7 @@ void run_pair_pass(const LinearTile& tile, const Pass& pass) {
     if (tile.num_rows <= kFewRows)
       multiply_few_pairs<kFewRows>(pass, tile.num_rows, tile.num_panels);
     else
-      multiply_many_pairs(pass, tile.num_rows, tile.num_panels);
+      multiply_many_pairs<kTileRows, kTilePanels>(pass, tile.num_rows, tile.num_panels);
   }
 }
 
