@@ -197,8 +197,8 @@ class DecodeLoader {
     const T* k = keys_of_tile();
     constexpr int kLine = 64;  // elements
     for (int at = lane * kLine; at < (old_end_ - first_of_tile()) * kDim; at += 32 * kLine) {
-      prefetch_line(k + at);
-      prefetch_line(values_of(k) + at);
+      fetch_line(k + at);
+      fetch_line(values_of(k) + at);
     }
   }
 

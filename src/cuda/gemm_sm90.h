@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The engine's own matrix products on Hopper, for any number of rows: gemm_sm90_slab.cuh for few, gemm_sm90_tile.cuh
-// for more, and for any number if batch_invariant: a tile's bits do not depend on how many there are.
+// for more. If batch_invariant, a row's bits do not depend on how many there are: slabs then sum up as tiles do.
 #pragma once
 
 #include "ops/ops.h"

@@ -47,7 +47,7 @@ Arguments common_arguments(const GemmProblem& problem, int weight_rows, int toke
   return args;
 }
 
-constexpr int kMaxSlabRows = 32;
+constexpr int kChainUnits = 8;     // a warp has but one of them
 constexpr int kMaxSlabUnits = 16;  // a box of TMA has at most 256 rows
 
 int units_of(const GemmProblem& problem) {
@@ -59,23 +59,49 @@ int slab_units(const GpuContext& gpu, const GemmProblem& problem) {
   return (units_of(problem) + blocks - 1) / blocks;
 }
 
+int weight_rows_of(const GemmProblem& problem) {
+  return static_cast<int>(problem.gated ? 2 * problem.out.cols : problem.out.cols);
+}
+
+// The parts, and so the bits, depend on the matrix alone.
+int num_parts_of(const GpuContext& gpu, const GemmProblem& problem) {
+  const int rows = weight_rows_of(problem), chunks = static_cast<int>(problem.x.cols / 64);
+  const bool is_small =
+      (rows <= 16 * gpu.num_multiprocessors && chunks >= 32) || (rows <= 32 * gpu.num_multiprocessors && chunks >= 64);
+  return !problem.gated && is_small && kParts <= kMaxCluster ? kParts : 1;
+}
+
+// Whether a slab of up to eight rows can sum up in the order of tiles: their parts of k are whole chunks, and equal.
+bool slab_keeps_order(const GpuContext& gpu, const GemmProblem& problem) {
+  const std::int64_t parts = num_parts_of(gpu, problem);
+  return parts * slab_units(gpu, problem) <= kChainUnits && problem.x.cols % (parts == 1 ? 64 : 128 * parts) == 0;
+}
+
+// Measured on H100: from nine rows on tiles are faster, from 17 on of small matrices too.
+bool is_for_slab(const GpuContext& gpu, const GemmProblem& problem) {
+  constexpr std::int64_t kSmallMatrixBytes = 16 << 20;
+  const bool is_small = 2 * weight_rows_of(problem) * problem.x.cols <= kSmallMatrixBytes;
+  if (slab_units(gpu, problem) > kMaxSlabUnits || problem.x.rows > (is_small ? 16 : 8)) return false;
+  return !gpu.batch_invariant || (problem.x.rows <= 8 && slab_keeps_order(gpu, problem));
+}
+
 constexpr int kSlabRingBytes = 110 * 1024;  // two blocks fit on a multiprocessor
 
 // Slots are refilled in turn and a slot must always go to the same warps, or one could take the phase before its own
 // for its own: where the ring goes round, its slots are a multiple of warps_k. Few warps suffice; many slots are
-// needed.
+// needed. Invariant: each part of k is one chain of sums.
 template <class C>
-SlabShape slab_shape(int units, const SlabArguments& args) {
+SlabShape slab_shape(int units, bool invariant, const SlabArguments& args) {
   const int num_chunks = args.num_chunks;
   const int slot_bytes = units * 2048 + C::kTokens * 128, slots = std::min(num_chunks, kSlabRingBytes / slot_bytes);
   SlabShape shape{};
   shape.units = units;
   shape.warps_down = (units + C::kUnits - 1) / C::kUnits;
-  shape.warps_k = C::kWarps / shape.warps_down;
-  while (slots < num_chunks && slots % shape.warps_k > slots / 8) --shape.warps_k;
+  shape.warps_k = invariant ? args.runs : C::kWarps / shape.warps_down;
+  while (!invariant && slots < num_chunks && slots % shape.warps_k > slots / 8) --shape.warps_k;
   shape.slots = slots < num_chunks ? slots - slots % shape.warps_k : slots;
   // Measured: with few tokens several lanes refill faster, with many they get into each other's way.
-  shape.loaders = args.num_rows < 8 ? std::clamp(shape.slots / 8, 1, 4) : 1;
+  shape.loaders = args.num_rows <= 8 ? std::clamp(shape.slots / 8, 1, 4) : 1;
   shape.ring_bytes = std::max(shape.slots * slot_bytes, shape.warps_k * units * 16 * C::kTokens * 4);
   return shape;
 }
@@ -86,14 +112,11 @@ void launch_slab(const GpuContext& gpu, const GemmProblem& problem) {
   const int token_rows = std::min(C::kTokens, static_cast<int>(problem.x.rows));
   auto args = common_arguments<SlabArguments>(problem, 16 * units, token_rows);
   args.token_bytes = token_rows * 128;
-  const SlabShape shape = slab_shape<C>(units, args);
+  args.runs = gpu.batch_invariant ? num_parts_of(gpu, problem) : 1;
+  const SlabShape shape = slab_shape<C>(units, gpu.batch_invariant, args);
   launch(gemm_sm90_slab_kernel<C>, dim3(static_cast<unsigned>((units_of(problem) + units - 1) / units)),
          dim3(C::kThreads), static_cast<std::size_t>(shape.ring_bytes + 2 * shape.slots * 8),
          static_cast<Stream>(gpu.stream), args, shape);
-}
-
-int weight_rows_of(const GemmProblem& problem) {
-  return static_cast<int>(problem.gated ? 2 * problem.out.cols : problem.out.cols);
 }
 
 // How a product is cut into tiles.
@@ -101,14 +124,6 @@ struct TileShape {
   int weights;                      // rows of a tile
   int parts, row_tiles, tile_rows;  // as in TileArguments
 };
-
-// The parts, and so the bits, depend on the matrix alone.
-int num_parts_of(const GpuContext& gpu, const GemmProblem& problem) {
-  const int rows = weight_rows_of(problem), chunks = static_cast<int>(problem.x.cols / 64);
-  const bool is_small =
-      (rows <= 16 * gpu.num_multiprocessors && chunks >= 32) || (rows <= 32 * gpu.num_multiprocessors && chunks >= 64);
-  return !problem.gated && is_small && kParts <= kMaxCluster ? kParts : 1;
-}
 
 template <int... widths>
 struct TileWidths {};
@@ -144,6 +159,14 @@ TileShape tile_shape(const GpuContext& gpu, const GemmProblem& problem, int toke
 constexpr int kTileSharedBytes = 226 * 1024;
 constexpr int kMaxTileStages = 60;  // their barriers fit before the ring
 
+// A deeper ring of narrow tiles has all of a small matrix, and with it all of x on every multiprocessor, on its way at
+// once, which costs the products of a 0.6B model a tenth of their time. Measured on H100; the rings of more rows are
+// less deep anyway, and those of up to 32 need all of their depth.
+template <class C>
+int most_stages(const GemmProblem& problem) {
+  return C::kTokens <= 64 && C::kChunks > 1 && problem.x.rows > 32 ? 6 : kMaxTileStages;
+}
+
 template <class C>
 void launch_tile(const GpuContext& gpu, const GemmProblem& problem, const TileShape& shape) {
   auto args = common_arguments<TileArguments>(problem, C::kWeights, shape.tile_rows / C::kSharers);
@@ -156,7 +179,7 @@ void launch_tile(const GpuContext& gpu, const GemmProblem& problem, const TileSh
   const int spare_bytes = 1024 + std::max(0, C::kTokens * 128 - chunk_bytes);
   const int tiles = args.row_tiles * args.weight_tiles, all = gpu.num_multiprocessors / C::kSharers;
   const int needed = (args.num_chunks / shape.parts + C::kChunks) / C::kChunks;  // for one tile
-  const int room = std::min((kTileSharedBytes - spare_bytes) / stage_bytes, kMaxTileStages);
+  const int room = std::min((kTileSharedBytes - spare_bytes) / stage_bytes, most_stages<C>(problem));
   args.stages = tiles * shape.parts <= all ? std::min(needed, room) : room;
   int bytes = spare_bytes + args.stages * stage_bytes;
   const int waves = (tiles + all - 1) / all;
@@ -242,16 +265,14 @@ void run_swapped(const GpuContext& gpu, const GemmProblem& problem) {
 template <class T, bool gated>
 void run_gemm_sm90(const GpuContext& gpu, const GemmProblem& problem) {
   const std::int64_t rows = problem.x.rows;
-  const int units = slab_units(gpu, problem);
-  if (gpu.batch_invariant || rows > kMaxSlabRows || units > kMaxSlabUnits) {
+  if (!is_for_slab(gpu, problem)) {
     if (rows <= 64) return run_tiles<T, 64, gated>(gpu, problem);
     if (rows > 128 && swapped_wins<gated>(gpu, problem)) return run_swapped<T, gated>(gpu, problem);
     return run_tiles<T, 128, gated>(gpu, problem);
   }
-  if (rows <= 8 && units <= 8) return launch_slab<SlabConfig<T, 8, 1, gated>>(gpu, problem);
-  if (rows <= 8) return launch_slab<SlabConfig<T, 8, 2, gated>>(gpu, problem);
-  if (rows <= 16) return launch_slab<SlabConfig<T, 16, 4, gated>>(gpu, problem);
-  launch_slab<SlabConfig<T, 32, 4, gated>>(gpu, problem);
+  if (rows > 8) return launch_slab<SlabConfig<T, 16, 4, gated>>(gpu, problem);
+  if (slab_units(gpu, problem) > kChainUnits) return launch_slab<SlabConfig<T, 8, 2, gated>>(gpu, problem);
+  launch_slab<SlabConfig<T, 8, 1, gated>>(gpu, problem);
 }
 
 }  // namespace

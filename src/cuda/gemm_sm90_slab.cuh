@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // out[m, n] = x[m, :] . weight[n, :] for few rows m and matrices of few rows a multiprocessor: each block makes one
 // slab of weight rows over all of k, so that blocks need not meet, and a product is next to its launch's latency. Its
-// first ring of weights, often all of them, is on its way before the wait for the previous kernel.
+// first ring of weights, often all of them, is on its way before the wait for the previous kernel. With as many warps
+// down k as tiles (gemm_sm90_tile.cuh) have parts, and the same parts, it gives the bits that they give.
 //
 // A slab is `units` of 16 weight rows (gated: 8 gates and their 8 ups). The ring has slots of 64 k. Warps share the
 // work as warps_down (rows) x warps_k (every warps_k-th slot); the parts of k are added up in order at the end.
@@ -22,6 +23,7 @@ struct SlabArguments {
   int num_rows, out_cols;   // of out
   int token_bytes;          // of a box of tokens: only the rows there are, others of a tile are never looked at
   int num_chunks;           // of 64 k
+  int runs;                 // contiguous parts of k, equal ones, which take turns in the ring
   bool float_out;
   Activation activation;  // gated only
 };
@@ -56,15 +58,21 @@ struct SlabRing {
   Barrier *full, *empty;
 };
 
+// Of the i-th chunk in the ring, in elements.
+__device__ __forceinline__ int first_k_of(const SlabArguments& args, int i) {
+  const int chunk = args.runs == 1 ? i : i % args.runs * (args.num_chunks / args.runs) + i / args.runs;
+  return chunk * 64;
+}
+
 template <class C>
 __device__ __forceinline__ void load_slab_weights(const SlabArguments& args, const SlabShape& shape,
                                                   const SlabRing<C>& ring, int slot, int chunk) {
   const int first = static_cast<int>(blockIdx.x) * shape.units;
   arrive_and_expect(&ring.full[slot], ring.weight_bytes + args.token_bytes);
   if constexpr (C::kGated)
-    load_box(ring.weights(slot), &args.weights, &ring.full[slot], kEvictFirst, chunk * 64, 0, 0, first);
+    load_box(ring.weights(slot), &args.weights, &ring.full[slot], kEvictFirst, first_k_of(args, chunk), 0, 0, first);
   else
-    load_box(ring.weights(slot), &args.weights, &ring.full[slot], kEvictFirst, chunk * 64, first * 16);
+    load_box(ring.weights(slot), &args.weights, &ring.full[slot], kEvictFirst, first_k_of(args, chunk), first * 16);
 }
 
 // By a whole warp: its lanes start the first ring together; a few go on, as one alone is too slow for small slots.
@@ -73,7 +81,7 @@ __device__ __forceinline__ void produce_slab(const SlabArguments& args, const Sl
                                              const SlabRing<C>& ring) {
   const int lane = threadIdx.x % 32, ahead = shape.slots < args.num_chunks ? shape.slots : args.num_chunks;
   const auto load_tokens = [&](int slot, int chunk) {
-    load_box(ring.tokens(slot), &args.tokens, &ring.full[slot], kEvictLast, chunk * 64, 0);
+    load_box(ring.tokens(slot), &args.tokens, &ring.full[slot], kEvictLast, first_k_of(args, chunk), 0);
   };
   for (int i = lane; i < ahead; i += 32) load_slab_weights(args, shape, ring, i, i);
   wait_for_predecessors();
@@ -81,7 +89,10 @@ __device__ __forceinline__ void produce_slab(const SlabArguments& args, const Sl
   if (lane >= shape.loaders) return;
   int slot = lane, parity = 0;
   for (int chunk = ahead + lane; chunk < args.num_chunks; chunk += shape.loaders) {
-    wait(&ring.empty[slot], parity);
+    if constexpr (C::kTokens <= 8)
+      spin(&ring.empty[slot], parity);
+    else
+      wait(&ring.empty[slot], parity);
     load_slab_weights(args, shape, ring, slot, chunk);
     load_tokens(slot, chunk);
     slot += shape.loaders;
@@ -132,6 +143,82 @@ __device__ __forceinline__ void multiply_slot(const unsigned char* weights, cons
   }
 }
 
+// One unit of a slot and its 8 tokens in registers.
+template <class C>
+struct SlotFragments {
+  std::uint32_t weights[4][4], tokens[2][4];
+
+  __device__ __forceinline__ void load(const unsigned char* unit, const unsigned char* rows) {
+    const int matrix = threadIdx.x % 32 / 8, r = threadIdx.x % 8;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) load_matrices(tokens[i], swizzled_row(rows, r, 4 * i + matrix));
+#pragma unroll
+    for (int step = 0; step < 4; ++step)
+      load_matrices(weights[step], swizzled_row(unit, matrix % 2 * 8 + r, 2 * step + matrix / 2));
+  }
+  __device__ __forceinline__ void multiply(float (&sums)[4]) const {
+#pragma unroll
+    for (int step = 0; step < 4; ++step) {
+      const std::uint32_t b[2] = {tokens[step / 2][step % 2 * 2], tokens[step / 2][step % 2 * 2 + 1]};
+      mma_16x8x16<typename C::T>(sums, weights[step], b);
+    }
+  }
+};
+
+// Where a warp is in the ring.
+struct SlabPlace {
+  int slot, parity;
+  __device__ __forceinline__ void move(int slots, const SlabShape& shape) {
+    slot += slots;
+    for (; slot >= shape.slots; slot -= shape.slots) parity ^= 1;
+  }
+};
+
+// All of a warp's slots.
+template <class C>
+__device__ __forceinline__ void multiply_slots(const SlabArguments& args, const SlabShape& shape,
+                                               const SlabRing<C>& ring, int first_unit, int units, int k_warp,
+                                               float (&sums)[C::kUnits][C::kColumns][4]) {
+  SlabPlace place{0, 0};
+  place.move(k_warp, shape);
+  for (int chunk = k_warp; chunk < args.num_chunks; chunk += shape.warps_k) {
+    wait(&ring.full[place.slot], place.parity);
+    multiply_slot<C>(ring.weights(place.slot) + first_unit * 2048, ring.tokens(place.slot), units, sums);
+    sync_warp();
+    if (threadIdx.x % 32 == 0) arrive(&ring.empty[place.slot]);
+    place.move(shape.warps_k, shape);
+  }
+}
+
+// The same for one unit of eight tokens, where all is one chain of sums: the fragments of the next slot are on their
+// way while one is multiplied.
+template <class C>
+__device__ __forceinline__ void multiply_chain(const SlabArguments& args, const SlabShape& shape,
+                                               const SlabRing<C>& ring, int first_unit, int k_warp, float (&sums)[4]) {
+  SlabPlace place{0, 0};
+  place.move(k_warp, shape);
+  const auto load = [&](SlotFragments<C>& to) {
+    wait(&ring.full[place.slot], place.parity);
+    to.load(ring.weights(place.slot) + first_unit * 2048, ring.tokens(place.slot));
+  };
+  SlotFragments<C> fragments[2];
+  int chunk = k_warp;
+  if (chunk < args.num_chunks) load(fragments[0]);
+  const auto turn = [&](const SlotFragments<C>& now, SlotFragments<C>& next) {
+    const int slot = place.slot;
+    chunk += shape.warps_k;
+    place.move(shape.warps_k, shape);
+    if (chunk < args.num_chunks) load(next);
+    now.multiply(sums);
+    sync_warp();
+    if (threadIdx.x % 32 == 0) arrive(&ring.empty[slot]);
+  };
+  while (chunk < args.num_chunks) {
+    turn(fragments[0], fragments[1]);
+    if (chunk < args.num_chunks) turn(fragments[1], fragments[0]);
+  }
+}
+
 // Adds up the warps' parts of k, and stores.
 template <class C>
 __device__ __forceinline__ void store_slab(const SlabArguments& args, const SlabShape& shape, const float* parts) {
@@ -139,8 +226,9 @@ __device__ __forceinline__ void store_slab(const SlabArguments& args, const Slab
   for (int item = threadIdx.x / 32; item < items; item += C::kWarps) {
     const int unit = static_cast<int>(blockIdx.x) * shape.units + item / C::kColumns, row = item % C::kColumns * 8;
     if (row >= args.num_rows) continue;
-    float sums[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-    for (int part = 0; part < shape.warps_k; ++part) {
+    const Vec<float, 4> begin = load_vec<float, 4>(parts + (item * 32 + lane) * 4);
+    float sums[4] = {begin.data[0], begin.data[1], begin.data[2], begin.data[3]};
+    for (int part = 1; part < shape.warps_k; ++part) {
       const Vec<float, 4> more = load_vec<float, 4>(parts + ((part * items + item) * 32 + lane) * 4);
 #pragma unroll
       for (int i = 0; i < 4; ++i) sums[i] += more.data[i];
@@ -166,15 +254,10 @@ __device__ __forceinline__ void consume_slab(const SlabArguments& args, const Sl
   const int units = left < C::kUnits ? left : C::kUnits;
   float sums[C::kUnits][C::kColumns][4] = {};
   if (k_warp < shape.warps_k) {
-    int slot = k_warp, parity = 0;
-    for (int chunk = k_warp; chunk < args.num_chunks; chunk += shape.warps_k) {
-      for (; slot >= shape.slots; slot -= shape.slots) parity ^= 1;
-      wait(&ring.full[slot], parity);
-      multiply_slot<C>(ring.weights(slot) + first_unit * 2048, ring.tokens(slot), units, sums);
-      sync_warp();
-      if (lane == 0) arrive(&ring.empty[slot]);
-      slot += shape.warps_k;
-    }
+    if constexpr (C::kUnits == 1 && C::kColumns == 1)
+      multiply_chain<C>(args, shape, ring, first_unit, k_warp, sums[0][0]);
+    else
+      multiply_slots<C>(args, shape, ring, first_unit, units, k_warp, sums);
   }
   sync_threads(1, 32 * C::kWarps);  // the ring is empty: the parts take its place
   float* parts = reinterpret_cast<float*>(ring.data);

@@ -24,10 +24,6 @@ __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
 }
 
-// Brings the 128 bytes at `from` into L2.
-__device__ __forceinline__ void prefetch_line(const void* from) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
-}
 // Four 8x8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix l / 8 (16 bytes). Lane l gets,
 // of each matrix, elements (l / 4, 2 * (l % 4)) and the next one; transposed: elements (2 * (l % 4), l / 4) and
 // (2 * (l % 4) + 1, l / 4).

@@ -55,6 +55,15 @@ __device__ __forceinline__ void wait(Barrier* barrier, int parity) {
   while (!try_wait(barrier, parity)) {
   }
 }
+// As wait(), by one thread for what comes so often that to be woken would take longer.
+__device__ __forceinline__ void spin(Barrier* barrier, int parity) {
+  std::uint32_t done = 0;
+  while (done == 0)
+    asm volatile("{\n .reg .pred p;\n mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n selp.u32 %0, 1, 0, p;\n}"
+                 : "=r"(done)
+                 : "r"(shared_address(barrier)), "r"(parity)
+                 : "memory");
+}
 
 // This thread's ordinary writes to shared memory are seen by later TMA and wgmma (after a barrier, by those of others).
 __device__ __forceinline__ void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }

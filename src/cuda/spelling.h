@@ -79,6 +79,7 @@ __device__ __forceinline__ Value load_from_host(const Value* from) {
   return load_in_units(from, [](const auto* unit) { return __ldcv(unit); });
 }
 
+__device__ __forceinline__ void fetch_line(const void* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
 __device__ __forceinline__ void tell_host(std::uint32_t* to, std::uint32_t value) {
   __threadfence_system();
   *static_cast<volatile std::uint32_t*>(to) = value;

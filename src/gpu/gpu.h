@@ -11,6 +11,7 @@
 //   release_dependents()               at entry: later kernels may start, up to their own wait
 //   load_past_l1(p)                    4 bytes, or a multiple of 16, that are read ahead of the wait (below)
 //   load_from_host(p)                  the same sizes, of page-locked host memory
+//   fetch_line(p)                      a hint: the 128 bytes around p are read soon
 //   tell_host(p, v)                    a word of page-locked memory: who finds it finds what was written before it
 //   GPU_DYN_SHARED(type, name)         the launch's dynamic shared memory
 //   launch(kernel, grid, block, shared_bytes, stream, args...)       throws DeviceError

@@ -12,6 +12,7 @@ namespace {
 
 constexpr int kNormThreads = 512;
 constexpr int kMaxWarps = kNormThreads / 32;
+constexpr int kLineBytes = 128;   // of the cache
 constexpr int kNarrowLanes = 32;  // up to here a group is part of a warp of either width
 
 struct NormWork {
@@ -65,6 +66,12 @@ __global__ void __launch_bounds__(kNormThreads, kAdd ? 1 : 2) rms_norm_kernel(No
   T* sum = kAdd ? work.sum.row<T>(row) + column : nullptr;
   T* out = work.out.row<T>(row) + column;
   const float inverse_width = 1.0f / static_cast<float>(work.width);
+  // The residual has left the caches, and once the kernel before this one ends, weights of the next are in its way.
+#pragma unroll
+  for (int h = 0; kAdd && h < kHeld; ++h) {
+    const int at = h * lanes + lane;
+    if (at < vectors && at * kVec * static_cast<int>(sizeof(T)) % kLineBytes == 0) fetch_line(x + at * kVec);
+  }
   wait_for_predecessors();
 
   Vec<T, kVec> held[kHeld], added[kAdd ? kHeld : 1];

@@ -206,7 +206,7 @@ void bench_products(Gpu& gpu, gpu::Blas* blas, const Model& model, const Report&
     std::vector<std::unique_ptr<gpu::DeviceMatrix>> matrices;
     for (int i = 0; i < model.layers; ++i) matrices.push_back(random_matrix(gpu, product.rows(), product.depth));
     const double bytes = static_cast<double>(matrices[0]->num_bytes()) * model.layers;
-    for (std::int64_t rows : {128, 136, 160, 192, 224, 256, 2048}) {
+    for (std::int64_t rows : {1, 8, 64, 128, 136, 160, 192, 224, 256, 2048}) {
       const ProductOperands operands(gpu, product, rows);
       const std::string name = std::string(model.name) + " " + product.name + ", M " + std::to_string(rows);
       const auto own = [&] {

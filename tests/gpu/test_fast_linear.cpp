@@ -164,6 +164,7 @@ TEST(rows_do_not_depend_on_their_number) {
   Gpu gpu;
   check_invariance(gpu, {135, 200, 328, DType::kBFloat16, DType::kFloat32}, {1, 9, 17, 35});
   check_invariance(gpu, {250, 520, 136, DType::kBFloat16, DType::kBFloat16}, {1, 70, 130, 170, 200});
+  check_invariance(gpu, {20, 72, 320, DType::kFloat16, DType::kFloat16, false, true}, {1, 8, 9});  // slabs and tiles
   if (!is_real(gpu)) return;
   for (bool gated : {false, true})
     for (const auto& [cols, depth] :

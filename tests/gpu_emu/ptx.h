@@ -35,7 +35,6 @@ inline void copy_async_16(void* to_shared, const void* from, bool valid = true) 
     gpu_emu::stuck("copy_async_16 of an unaligned address");
   emulated::copies().back().push_back({to_shared, valid ? from : nullptr});
 }
-inline void prefetch_line(const void*) {}
 inline void commit_copies() { emulated::copies().emplace_back(); }
 template <int pending>
 void wait_copies() {

@@ -138,6 +138,7 @@ inline void wait(Barrier* barrier, int parity) {
     gpu_emu::let_others_run("wait");
   }
 }
+inline void spin(Barrier* barrier, int parity) { wait(barrier, parity); }
 inline void fence_async_proxy() {}
 
 constexpr std::uint64_t kEvictNormal = 0, kEvictFirst = 1, kEvictLast = 2;
