@@ -49,7 +49,7 @@ class RealCase:
 
 
 def cpu_case(quick: bool) -> RealCase:
-    """SmolLM2-135M in bfloat16; the GPU's agents with half as many tokens (quick: few, of at most 24 K tokens, scaled)."""
+    """SmolLM2-135M in bfloat16; the GPU's agents with half as many tokens (quick: few, of 48 K at most, scaled)."""
     agents, slots, steps, longest = (16, 10, 10, 48_000) if quick else (48, 32, 40, 96_000)
     shape = Shape(num_agents=agents, max_steps=steps, max_tokens=longest // agent_workload.SCALE)
     return RealCase("real,cpu,rho=2", shape, slots, 2, 23_040, 16)

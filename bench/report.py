@@ -28,7 +28,7 @@ _TITLES = {
 _LEGEND = (
     "Medians over the rounds; in brackets the share of the limit's row. A single stream's limit is the measured read "
     "bandwidth over the bytes of the weights; the other cases are held against the time of their matrix products alone "
-    "through torch (oneDNN). From a bfloat16 folder, paged computes in fp32 over the weights as they are stored; the "
+    "through torch (oneDNN). In fp32, paged computes over the weights of a bfloat16 folder as they are stored; the "
     "fp32 limit is for weights widened to four bytes, as transformers holds them."
 )
 
