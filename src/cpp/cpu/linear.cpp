@@ -25,6 +25,9 @@ struct Partition {
 
   std::int64_t groups_of(const PackedMatrix& matrix) const { return divide_up(matrix.num_panels, panels_per_group); }
 
+  // Threads take row blocks by turns.
+  bool is_new(std::int64_t row_block) const { return row_block < num_threads; }
+
   struct Panels {
     std::int64_t begin;
     std::int64_t count;
@@ -91,6 +94,7 @@ void run_item(const LinearParams& params, const Partition& cut, std::int64_t ite
       .num_rows = static_cast<int>(std::min(cut.rows_per_block, cut.num_rows - row)),
       .num_panels = static_cast<int>(panels.count),
       .scratch = scratch,
+      .is_new = cut.is_new(item % cut.row_blocks),
   };
   if (group + 1 < cut.groups_of(matrix))
     cut.ask_for(matrix, cut.panels_of(matrix, group + 1), item % cut.row_blocks, tile);
@@ -174,8 +178,9 @@ void run_gated_item(const GatedLinearParams& params, const Partition& cut, std::
                   .column_begin = -column,
                   .num_rows = static_cast<int>(rows),
                   .num_panels = static_cast<int>(panels.count),
-                  .scratch = scratch};
-  if (row_block < cut.num_threads) cut.ask_for(up, panels, 0, tile);
+                  .scratch = scratch,
+                  .is_new = cut.is_new(row_block)};
+  if (cut.is_new(row_block)) cut.ask_for(up, panels, 0, tile);
   kernels().linear(tile);
   tile.out = ups, tile.weights = &up, tile.next_bytes = 0;
   if (group + 1 < cut.groups_of(gate)) cut.ask_for(gate, cut.panels_of(gate, group + 1), row_block, tile);

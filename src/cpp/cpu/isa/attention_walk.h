@@ -2,6 +2,7 @@
 // What an attention tile works on: its scratch, its rows, and where the keys and values of a step lie.
 #pragma once
 
+#include "cpu/isa/rows.h"
 #include "cpu/isa/vec.h"
 #include "cpu/kernel_table.h"
 #include "cpu/kv_layout.h"
@@ -36,8 +37,6 @@ struct Range {
   int end;
 };
 
-PAGED_INLINE int smaller(int a, int b) { return a < b ? a : b; }
-PAGED_INLINE int larger(int a, int b) { return a > b ? a : b; }
 
 // The part of `keys` in the tile that begins at `tile_begin`.
 PAGED_INLINE Range clip(Range keys, int tile_begin) {

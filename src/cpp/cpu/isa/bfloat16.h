@@ -74,7 +74,11 @@ PAGED_INLINE void store_rounded(BFloat16* to, F32 a, F32 b) {
 }
 // The same of the first n of one.
 PAGED_INLINE void store_rounded_first(BFloat16* to, F32 x, int n) {
-  _mm256_mask_storeu_epi16(to, first_lanes(n), (__m256i)_mm512_cvtneps_pbh(x.v));
+  const __m256i rounded = (__m256i)_mm512_cvtneps_pbh(x.v);
+  if (n == 16)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), rounded);
+  else
+    _mm256_mask_storeu_epi16(to, first_lanes(n), rounded);
 }
 // out[i] = factor * the largest lane of v[i]; whether any is above its limit.
 PAGED_INLINE bool reduce_rows(const F32 (&v)[4], float factor, const float* limit, float* out) {
@@ -111,7 +115,7 @@ bool reduce_rows(const F32 (&v)[4], float factor, const float* limit, float* out
 // Every T that tiles or weights end in is rounded by the same instruction, wherever its column lies.
 template <typename T>
 PAGED_INLINE void store_result(T* to, F32 x, int n) {
-  if constexpr (std::is_same_v<T, BFloat16>)
+  if constexpr (kDotBf16 && std::is_same_v<T, BFloat16>)
     store_rounded_first(to, x, n);
   else
     store_lanes(to, x, n);

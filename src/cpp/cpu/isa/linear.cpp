@@ -6,12 +6,13 @@
 //   few rows        weights are decoded in registers and used at once (decode streams the weights, memory bound)
 //   many rows       two panels are decoded into scratch once per 256 k and multiplied by all rows of the tile
 //   quantised       in integers (linear_integer.h)
-//   bf16 x bf16     where the machine has AMX, by its tiles (linear_tiles.h); else where it has dpbf16, by a chain
-//                   of it over pairs of k; either for every number of rows
+//   bf16 x bf16     where the machine has AMX, by its tiles (linear_tiles.h); else where it has dpbf16, by that
+//                   (linear_pairs.h); either for every number of rows
 #include "cpu/isa/finish_rows.h"
 #include "cpu/isa/kernels.h"
 #include "cpu/isa/linear_formats.h"
 #include "cpu/isa/linear_integer.h"
+#include "cpu/isa/linear_pairs.h"
 #include "cpu/isa/linear_tiles.h"
 #include "cpu/isa/rows.h"
 #include "cpu/quantised_rows.h"
@@ -21,10 +22,9 @@ namespace {
 
 constexpr int kFewRows = 4;
 constexpr int kChain = 32;         // k of one chain
-constexpr int kPairChain = 256;    // of one chain of bfloat16 pairs, whose operands are coarser than its rounding
 constexpr int kBlockK = 256;       // k of one pass over many rows
 constexpr int kLongBlockK = 2048;  // k of one pass over few rows
-static_assert(kBlockK % kPairChain == 0 && kLongBlockK % kPairChain == 0 && kPairChain % kChain == 0);
+static_assert(kBlockK % kChain == 0 && kLongBlockK % kChain == 0);
 constexpr int kAccStride = kMaxLinearTile.panels * kPanelRows;
 
 // Scratch of a tile. x is filled up with zeros to a multiple of 16 along k.
@@ -39,7 +39,7 @@ static_assert(sizeof(Scratch) <= 256 * 1024);
 
 // Operands of one pass: `count` consecutive k.
 struct Pass {
-  const void* x;  // [num_rows, x_stride], float32, or bfloat16 for dpbf16
+  const float* x;  // [num_rows, x_stride]
   int x_stride;
   int count;  // multiple of 8
   std::int64_t k_begin;
@@ -80,7 +80,7 @@ PAGED_INLINE void add_chains(int count, float* acc, Chain chain) {
 
 template <typename Format, int kRows, int kPanels>
 void multiply_direct(const Pass& pass, int panel) {
-  const float* x = static_cast<const float*>(pass.x);
+  const float* x = pass.x;
   const std::byte* weights = pass.panels + panel * pass.panel_bytes;
   add_chains<kChain, kRows, kPanels>(pass.count, pass.acc + panel * kPanelRows, [&](auto& acc, int begin, int end) {
     for (int k = begin; k < end; k += 8) {
@@ -110,7 +110,7 @@ void multiply_few(const Pass& pass, int num_rows, int num_panels) {
 // w: [kPanels][count][16].
 template <int kRows, int kPanels>
 void multiply_floats(const Pass& pass, const float* const* w, int row, int panel) {
-  const float* x = static_cast<const float*>(pass.x) + row * pass.x_stride;
+  const float* x = pass.x + row * pass.x_stride;
   float* out = pass.acc + row * kAccStride + panel * kPanelRows;
   add_chains<kChain, kRows, kPanels>(pass.count, out, [&](auto& acc, int begin, int end) {
     for (int k = begin; k < end; ++k) {
@@ -122,46 +122,6 @@ void multiply_floats(const Pass& pass, const float* const* w, int row, int panel
       }
     }
   });
-}
-
-// Panels of which a line is asked for beside each step over pairs: `count`, 1 or 2, from panel `first` behind the one
-// that is multiplied on, where their k lies `offset` bytes away from its.
-struct NextPanels {
-  std::int64_t offset;
-  int first;
-  int count;
-};
-
-// acc += x @ w over pairs: w [count / 2][16][2] bfloat16.
-template <int kRows, int kPanels>
-void multiply_pairs(const Pass& pass, int row, int panel, NextPanels next) {
-  const std::byte* weights = pass.panels + panel * pass.panel_bytes + pass.k_begin / 2 * 64;
-  const BFloat16* x = static_cast<const BFloat16*>(pass.x) + row * pass.x_stride;
-  const std::byte* ahead = weights + next.first * pass.panel_bytes + next.offset;
-  const std::int64_t second = next.count > 1 ? pass.panel_bytes : 0;
-  float* out = pass.acc + row * kAccStride + panel * kPanelRows;
-  add_chains<kPairChain, kRows, kPanels>(pass.count, out, [&](auto& acc, int begin, int end) {
-    for (int k = begin; k < end; k += 2) {
-      I32 words[kPanels];
-      for (int p = 0; p < kPanels; ++p) words[p] = load_words(weights + p * pass.panel_bytes + k / 2 * 64);
-      if constexpr (kRows > kFewRows) {
-        __builtin_prefetch(ahead + k / 2 * 64, 0, 2);
-        __builtin_prefetch(ahead + second + k / 2 * 64, 0, 2);
-      }
-      for (int r = 0; r < kRows; ++r) {
-        std::uint32_t pair;
-        __builtin_memcpy(&pair, x + r * pass.x_stride + k, 4);
-        const I32 element = set1_word(pair);
-        for (int p = 0; p < kPanels; ++p) acc[r][p] = dot_pairs(acc[r][p], words[p], element);
-      }
-    }
-  });
-}
-
-// Rows of one register tile, so that the tiles of `num_rows` are as even as they can be.
-PAGED_INLINE int even_tile(int num_rows) {
-  const int tiles = (num_rows + kTileRows - 1) / kTileRows;
-  return (num_rows + tiles - 1) / tiles;
 }
 
 template <int kPanels, int kRows>
@@ -185,7 +145,7 @@ void multiply_decoded(const Pass& pass, int num_rows, int panel, float* scratch)
       for (int j = 0; j < 8; ++j) store(to + (k + j) * kPanelRows, weights[j]);
     }
   }
-  const int tile = even_tile(num_rows);
+  const int tile = even_tile(num_rows, kTileRows);
   for (int row = 0; row < num_rows; row += tile)
     multiply_rows<kPanels, kTileRows>(pass, w, row, num_rows - row < tile ? num_rows - row : tile, panel);
 }
@@ -198,69 +158,15 @@ void multiply_many(const Pass& pass, int num_rows, int num_panels, float* scratc
   for (; panel < num_panels; ++panel) multiply_decoded<Format, 1>(pass, num_rows, panel, scratch);
 }
 
-template <int kRows, int kPanels>
-PAGED_INLINE void multiply_pair_rows(const Pass& pass, int row, int num_rows, int panel, NextPanels next) {
-  if (num_rows == kRows)
-    multiply_pairs<kRows, kPanels>(pass, row, panel, next);
-  else if constexpr (kRows > 1)
-    multiply_pair_rows<kRows - 1, kPanels>(pass, row, num_rows, panel, next);
-}
-
-// Up to kFewRows rows.
-template <int kRows>
-void multiply_few_pairs(const Pass& pass, int num_rows, int num_panels) {
-  if constexpr (kRows > 1)
-    if (num_rows < kRows) return multiply_few_pairs<kRows - 1>(pass, num_rows, num_panels);
-  constexpr int kPanels = kDirectTiles / kRows;
-  int panel = 0;
-  for (; panel + kPanels <= num_panels; panel += kPanels) multiply_pairs<kRows, kPanels>(pass, 0, panel, {});
-  for (; panel < num_panels; ++panel) multiply_pairs<kRows, 1>(pass, 0, panel, {});
-}
-
-// Two register tiles of rows at a time meet a pair of panels, which stays in the nearest cache with them. The next pair
-// comes meanwhile.
-template <int kRows, int kPanels>
-void multiply_many_pairs(const Pass& pass, int num_rows, int num_panels) {
-  const int tile = even_tile(num_rows);
-  for (int begin = 0; begin < num_rows; begin += 2 * tile) {
-    const int end = begin + 2 * tile < num_rows ? begin + 2 * tile : num_rows;
-    const bool one = end - begin <= tile;
-    for (int panel = 0; panel < num_panels; panel += kPanels) {
-      const bool is_last = panel + kPanels >= num_panels;
-      const std::int64_t back = is_last ? -panel * pass.panel_bytes : kPanels * pass.panel_bytes;
-      const std::int64_t offset = back + (is_last && end == num_rows ? pass.count / 2 * 64 : 0);
-      const bool two = panel + 1 < num_panels;
-      for (int row = begin; row < end; row += tile) {
-        const NextPanels next{offset, row == begin ? 0 : 1, one ? 2 : 1};
-        const int rows = end - row < tile ? end - row : tile;
-        if (two)
-          multiply_pair_rows<kRows, kPanels>(pass, row, rows, panel, next);
-        else
-          multiply_pair_rows<kRows, 1>(pass, row, rows, panel, next);
-      }
-    }
-  }
-}
-
 // ---- the tile
 
-template <typename A, typename B>
-inline constexpr bool kIsSame = false;
-template <typename A>
-inline constexpr bool kIsSame<A, A> = true;
-
-// Copies columns [k, k + count) of the tile's rows, as To, zero filled up to x_stride where that reaches past cols.
-template <typename To, typename From>
-void copy_rows(const LinearTile& tile, std::int64_t k, int count, int stride, To* to) {
+// Copies columns [k, k + count) of the tile's rows in float32, zero filled up to x_stride where that reaches past cols.
+template <typename From>
+void copy_rows(const LinearTile& tile, std::int64_t k, int count, int stride, float* to) {
   for (int r = 0; r < tile.num_rows; ++r) {
     const From* from = row_of<const From>(tile.x, tile.row_begin + r) + k;
-    To* row = to + std::int64_t{r} * stride;
-    if constexpr (kIsSame<To, From>) {
-      __builtin_memcpy(row, from, static_cast<unsigned>(count) * sizeof(To));
-      for (int i = count; i % 8 != 0; ++i) row[i] = To{};
-    } else {
-      for_lanes(count, [&](std::int64_t i, int n) { store(row + i, load_lanes(from + i, n)); });
-    }
+    float* row = to + std::int64_t{r} * stride;
+    for_lanes(count, [&](std::int64_t i, int n) { store(row + i, load_lanes(from + i, n)); });
   }
 }
 
@@ -273,16 +179,6 @@ void run_pass(const LinearTile& tile, const Pass& pass, float* scratch) {
   });
 }
 
-template <bool kSupported>
-void run_pair_pass(const LinearTile& tile, const Pass& pass) {
-  if constexpr (kSupported) {
-    if (tile.num_rows <= kFewRows)
-      multiply_few_pairs<kFewRows>(pass, tile.num_rows, tile.num_panels);
-    else
-      multiply_many_pairs<kTileRows, kTilePanels>(pass, tile.num_rows, tile.num_panels);
-  }
-}
-
 }  // namespace
 
 void linear(const LinearTile& tile) {
@@ -293,6 +189,12 @@ void linear(const LinearTile& tile) {
       return;
     }
   }
+  if constexpr (kDotBf16) {
+    if (pairs_take(tile)) {
+      with_type(tile.out.dtype, [&](auto tag) { multiply_by_pairs<decltype(tag)>(tile); });
+      return;
+    }
+  }
   if (layout_of(tile.weights->format) != nullptr) {
     if (tile.codes->tiled) return linear_code_tiles(tile);
     multiply_integers(tile, scratch.acc, kAccStride, reinterpret_cast<std::byte*>(scratch.x));
@@ -300,15 +202,11 @@ void linear(const LinearTile& tile) {
     return;
   }
   const PackedMatrix& matrix = *tile.weights;
-  const bool pairs = kDotBf16 && matrix.format == PackedFormat::kBFloat16 && tile.x.dtype == DType::kBFloat16;
   const int block = tile.num_rows <= kFewRows ? kLongBlockK : kBlockK;
   __builtin_memset(scratch.acc, 0, static_cast<unsigned long>(tile.num_rows) * kAccStride * sizeof(float));
   for (std::int64_t k = 0; k < matrix.cols; k += block) {
     const int count = static_cast<int>(matrix.cols - k < block ? matrix.cols - k : block);
-    if (pairs)
-      copy_rows<BFloat16, BFloat16>(tile, k, count, block, reinterpret_cast<BFloat16*>(scratch.x));
-    else
-      with_type(tile.x.dtype, [&](auto tag) { copy_rows<float, decltype(tag)>(tile, k, count, block, scratch.x); });
+    with_type(tile.x.dtype, [&](auto tag) { copy_rows<decltype(tag)>(tile, k, count, block, scratch.x); });
     const Pass pass{.x = scratch.x,
                     .x_stride = block,
                     .count = (count + 7) / 8 * 8,
@@ -316,10 +214,7 @@ void linear(const LinearTile& tile) {
                     .panels = matrix.data + tile.panel_begin * matrix.panel_bytes,
                     .panel_bytes = matrix.panel_bytes,
                     .acc = scratch.acc};
-    if (pairs)
-      run_pair_pass<kDotBf16>(tile, pass);
-    else
-      run_pass(tile, pass, scratch.w);
+    run_pass(tile, pass, scratch.w);
   }
   with_type(tile.out.dtype, [&](auto tag) { finish_rows<decltype(tag)>(tile, scratch.acc, kAccStride); });
 }

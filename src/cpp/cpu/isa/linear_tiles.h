@@ -4,7 +4,7 @@
 // every number of rows.
 #pragma once
 
-#include "cpu/isa/bfloat16.h"
+#include "cpu/isa/finish_rows.h"
 #include "cpu/isa/rows.h"
 #include "cpu/isa/tiles.h"
 #include "cpu/kernel_table.h"
@@ -56,22 +56,6 @@ struct NextWeights {
     return from;
   }
 };
-
-// Sums of `count` panels side by side, with the bias, -> rows of out.
-template <typename T>
-PAGED_INLINE void finish_panels(const LinearTile& tile, int row, int num_rows, int panel, int count, const float* acc,
-                                std::int64_t stride) {
-  const std::int64_t first = (tile.panel_begin + panel) * kPanelRows;
-  const std::int64_t left = tile.weights->rows - first;
-  for (int r = 0; r < num_rows; ++r, acc += stride) {
-    T* out = row_of<T>(tile.out, tile.row_begin + row + r) + tile.column_begin + first;
-    for_lanes(left < count * kPanelRows ? left : count * kPanelRows, [&](std::int64_t i, int n) {
-      F32 sum = load(acc + i);
-      if (tile.bias != nullptr) sum = sum + load_lanes(tile.bias + first + i, n);
-      store_result(out + i, sum, n);
-    });
-  }
-}
 
 // Rows [row, row + num_rows), at most 16, by all panels: the weights come from memory, once.
 template <typename T>

@@ -7,6 +7,9 @@
 
 namespace paged::cpu::PAGED_ISA_NAMESPACE {
 
+PAGED_INLINE int larger(int a, int b) { return a > b ? a : b; }
+PAGED_INLINE int smaller(int a, int b) { return a < b ? a : b; }
+
 template <typename T>
 PAGED_INLINE T* row_of(const MatrixView& view, std::int64_t row) {
   return static_cast<T*>(view.data) + row * view.row_stride;

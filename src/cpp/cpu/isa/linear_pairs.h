@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+// x @ w.T of bfloat16 by dpbf16, for any number of rows: a panel is already what the instruction reads, and x is read
+// where it lies. Every output is one chain over the pairs of k in ascending order: the same for every number of rows.
+#pragma once
+
+#include "cpu/isa/bfloat16.h"
+#include "cpu/isa/finish_rows.h"
+#include "cpu/isa/rows.h"
+#include "cpu/kernel_table.h"
+#include "cpu/packed_matrix.h"
+
+namespace paged::cpu::PAGED_ISA_NAMESPACE {
+
+constexpr int kFewPairRows = 4;
+constexpr int kPairPass = 320;  // k, at most, of a pass over many rows: rows and panels that meet stay in the nearest cache
+constexpr int kPairBytes = 2 * kPanelRows * 2;  // of two k of a panel
+
+struct PairScratch {
+  static constexpr int kStride = 16 * kPanelRows;
+  alignas(64) float acc[kMaxLinearTile.rows * kStride];
+};
+
+// Rows by panels, k from k_begin to k_end; both even.
+struct PairPass {
+  const BFloat16* x;  // the first row, from its k = 0
+  std::int64_t x_stride;
+  const std::byte* panels;  // the first of the tile, from its k = 0
+  std::int64_t panel_bytes;
+  std::int64_t k_begin;
+  std::int64_t k_end;
+  float* acc;  // [rows, PairScratch::kStride]
+};
+
+// `ahead`: of kAsks neighbouring panels, where a line is asked for beside each step.
+template <int kAsks, int kRows, int kPanels>
+void multiply_pairs(const PairPass& pass, int row, int panel, [[maybe_unused]] std::int64_t ahead) {
+  constexpr int kStride = PairScratch::kStride;
+  const BFloat16* x = pass.x + row * pass.x_stride;
+  const std::byte* weights = pass.panels + panel * pass.panel_bytes;
+  float* out = pass.acc + row * kStride + panel * kPanelRows;
+  F32 acc[kRows][kPanels];
+  for (int r = 0; r < kRows; ++r)
+    for (int p = 0; p < kPanels; ++p)
+      acc[r][p] = pass.k_begin == 0 ? zero() : load(out + r * kStride + p * kPanelRows);
+  for (std::int64_t k = pass.k_begin; k < pass.k_end; k += 2) {
+    const std::int64_t at = k / 2 * kPairBytes;
+    I32 words[kPanels];
+    for (int p = 0; p < kPanels; ++p) words[p] = load_words(weights + p * pass.panel_bytes + at);
+    for (int p = 0; p < kAsks; ++p) __builtin_prefetch(weights + ahead + p * pass.panel_bytes + at, 0, 2);
+    for (int r = 0; r < kRows; ++r) {
+      std::uint32_t pair;
+      __builtin_memcpy(&pair, x + r * pass.x_stride + k, sizeof(pair));
+      for (int p = 0; p < kPanels; ++p) acc[r][p] = dot_pairs(acc[r][p], words[p], set1_word(pair));
+    }
+  }
+  for (int r = 0; r < kRows; ++r)
+    for (int p = 0; p < kPanels; ++p) store(out + r * kStride + p * kPanelRows, acc[r][p]);
+}
+
+// Up to kFewPairRows rows.
+template <int kRows>
+void multiply_few_pairs(const PairPass& pass, int num_rows, int num_panels) {
+  if constexpr (kRows > 1)
+    if (num_rows < kRows) return multiply_few_pairs<kRows - 1>(pass, num_rows, num_panels);
+  constexpr int kPanels = kDirectTiles / kRows;
+  int panel = 0;
+  for (; panel + kPanels <= num_panels; panel += kPanels) multiply_pairs<0, kRows, kPanels>(pass, 0, panel, 0);
+  for (; panel < num_panels; ++panel) multiply_pairs<0, kRows, 1>(pass, 0, panel, 0);
+}
+
+template <int kAsks, int kPanels, int kRows>
+PAGED_INLINE void multiply_pair_rows(const PairPass& pass, int row, int num_rows, int panel, std::int64_t ahead) {
+  if (num_rows == kRows)
+    multiply_pairs<kAsks, kRows, kPanels>(pass, row, panel, ahead);
+  else if constexpr (kRows > 1)
+    multiply_pair_rows<kAsks, kPanels, kRows - 1>(pass, row, num_rows, panel, ahead);
+}
+
+// One register tile of rows by one or two panels, which asks for `asks` others.
+template <int kRows>
+PAGED_INLINE void multiply_pair_tile(const PairPass& pass, int row, int num_rows, int panel, bool two, int asks,
+                                     std::int64_t ahead) {
+  if (!two) return multiply_pair_rows<0, 1, kRows>(pass, row, num_rows, panel, 0);
+  if (asks == 0) return multiply_pair_rows<0, kTilePanels, kRows>(pass, row, num_rows, panel, 0);
+  if (asks == 1) return multiply_pair_rows<1, kTilePanels, kRows>(pass, row, num_rows, panel, ahead);
+  multiply_pair_rows<2, kTilePanels, kRows>(pass, row, num_rows, panel, ahead);
+}
+
+// Two register tiles of rows at a time meet a pair of panels, which stays in the nearest cache with them. If the
+// weights are new to the thread, the next pair comes meanwhile.
+template <int kRows>
+void multiply_many_pairs(const PairPass& pass, int num_rows, int num_panels, bool is_new) {
+  const int tile = even_tile(num_rows, kRows);
+  for (int begin = 0; begin < num_rows; begin += 2 * tile) {
+    const int end = smaller(begin + 2 * tile, num_rows);
+    const int asks = !is_new ? 0 : end - begin > tile ? 1 : 2;
+    for (int panel = 0; panel < num_panels; panel += kTilePanels) {
+      const bool is_last = panel + kTilePanels >= num_panels;
+      const std::int64_t to_next = (is_last ? -panel : kTilePanels) * pass.panel_bytes;
+      const std::int64_t ahead =
+          to_next + (is_last && end == num_rows ? (pass.k_end - pass.k_begin) / 2 * kPairBytes : 0);
+      for (int row = begin; row < end; row += tile)
+        multiply_pair_tile<kRows>(pass, row, smaller(tile, end - row), panel, panel + 1 < num_panels, asks,
+                           ahead + (row == begin ? 0 : pass.panel_bytes));
+    }
+  }
+}
+
+PAGED_INLINE bool pairs_take(const LinearTile& tile) {
+  return kDotBf16 && tile.weights->format == PackedFormat::kBFloat16 && tile.x.dtype == DType::kBFloat16 &&
+         tile.x.cols % kBFloat16Cols == 0;
+}
+
+// The products of the tile -> rows of out.
+template <typename T>
+void multiply_by_pairs(const LinearTile& tile) {
+  const PackedMatrix& matrix = *tile.weights;
+  PairScratch& scratch = *reinterpret_cast<PairScratch*>(tile.scratch);
+  PairPass pass{.x = row_of<const BFloat16>(tile.x, tile.row_begin),
+                .x_stride = tile.x.row_stride,
+                .panels = matrix.data + tile.panel_begin * matrix.panel_bytes,
+                .panel_bytes = matrix.panel_bytes,
+                .k_begin = 0,
+                .k_end = matrix.cols,
+                .acc = scratch.acc};
+  if (tile.num_rows <= kFewPairRows) {
+    multiply_few_pairs<kFewPairRows>(pass, tile.num_rows, tile.num_panels);
+  } else {
+    const std::int64_t passes = (matrix.cols + kPairPass - 1) / kPairPass;
+    const std::int64_t step = (matrix.cols / 2 + passes - 1) / passes * 2;
+    for (; pass.k_begin < matrix.cols; pass.k_begin += step) {
+      pass.k_end = pass.k_begin + step < matrix.cols ? pass.k_begin + step : matrix.cols;
+      multiply_many_pairs<kTileRows>(pass, tile.num_rows, tile.num_panels, tile.is_new);
+    }
+  }
+  finish_rows<T>(tile, scratch.acc, PairScratch::kStride);
+}
+
+}  // namespace paged::cpu::PAGED_ISA_NAMESPACE
