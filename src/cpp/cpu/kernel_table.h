@@ -24,7 +24,7 @@ struct LinearTileSize {
   int panels;
   int row_step;  // tiles begin at multiples of it
 };
-inline constexpr LinearTileSize kMaxLinearTile{64, 8, 1};
+inline constexpr LinearTileSize kMaxLinearTile{96, 8, 1};
 inline constexpr LinearTileSize kMaxBFloat16Tile{128, 16, 32};  // bfloat16 x bfloat16 by AMX
 inline constexpr int kBFloat16Cols = 32;
 inline constexpr LinearTileSize kMaxCodeTile{256, 8, 16};  // quantised weights by AMX
@@ -88,7 +88,8 @@ struct KernelTable {
   const char* isa;
   LinearTileSize linear_tile;    // that suits the registers best
   LinearTileSize bfloat16_tile;  // where x and all weights are bfloat16, and columns a multiple of kBFloat16Cols
-  LinearTileSize code_tile;      // where codes are tiled (quantised_rows.h)
+  LinearTileSize integer_tile;   // where all weights are quantised
+  LinearTileSize code_tile;      // and codes are tiled (quantised_rows.h)
   int code_tile_rows;            // so many rows or more want tiled codes if all weights are quantised; 0: none do
   int query_rows;                // of an AttentionTile, where there are many; <= kMaxQueryRows
 

@@ -51,8 +51,15 @@ const PackedMatrix& packed(const LinearParams& params, int part) {
   return static_cast<const PackedMatrix&>(*params.parts[part]);
 }
 
+int num_quantised(const LinearParams& params) {
+  int count = 0;
+  for (int i = 0; i < params.num_parts; ++i) count += layout_of(packed(params, i).format) != nullptr ? 1 : 0;
+  return count;
+}
+
 LinearTileSize tile_size(const LinearParams& params, const QuantisedRows* codes) {
-  if (codes != nullptr && codes->tiled) return kernels().code_tile;
+  if (codes != nullptr && codes->layout == CodeLayout::kTiles) return kernels().code_tile;
+  if (num_quantised(params) == params.num_parts) return kernels().integer_tile;
   bool bfloat16 = params.x.dtype == DType::kBFloat16 && params.x.cols % kBFloat16Cols == 0;
   for (int i = 0; i < params.num_parts; ++i) bfloat16 = bfloat16 && packed(params, i).format == PackedFormat::kBFloat16;
   return bfloat16 ? kernels().bfloat16_tile : kernels().linear_tile;
@@ -110,18 +117,13 @@ void run_rows(ThreadPool& threads, const LinearParams& params, const Partition& 
                        [&](std::int64_t item, int thread) { run_item(params, cut, item, threads.scratch(thread)); });
 }
 
-int num_quantised(const LinearParams& params) {
-  int count = 0;
-  for (int i = 0; i < params.num_parts; ++i) count += layout_of(packed(params, i).format) != nullptr ? 1 : 0;
-  return count;
-}
-
 // Codes of rows [row, row + count) of x, in the workspace.
 QuantisedRows codes_in_workspace(const LinearParams& params, std::int64_t row, std::int64_t count, bool tiled) {
   const std::int64_t cols = params.x.cols;
-  if (tiled) return {static_cast<std::byte*>(params.workspace), nullptr, row, cols, true};
+  if (tiled) return {static_cast<std::byte*>(params.workspace), nullptr, row, cols, CodeLayout::kTiles};
   auto* groups = static_cast<CodeGroup*>(params.workspace);
-  return {reinterpret_cast<std::byte*>(groups + count * (cols / kCodeGroup)), groups, row, cols, false};
+  const CodeLayout layout = count <= kFewCodeRows ? CodeLayout::kFewRows : CodeLayout::kManyRows;
+  return {reinterpret_cast<std::byte*>(groups + count * (cols / kCodeGroup)), groups, row, cols, layout};
 }
 
 // Rows in turn, as many as the workspace holds the codes of. Few of them are quantised by the calling thread alone, in

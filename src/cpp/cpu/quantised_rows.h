@@ -20,7 +20,7 @@ inline constexpr int kCodePadding = 64;  // between rows: rows as far apart as a
 struct CodeGroup {
   float scale;           // NaN where x has a NaN or an infinity
   float scaled_sum;      // scale * the sum of the codes, exact
-  std::int32_t sums[2];  // of the codes of each half
+  std::int32_t sums[2];  // of the codes of each half, where rows are few
 };
 
 // A group of sixteen rows as AMX tiles read them: code * scale = high + low, the first a multiple of 256 scales.
@@ -30,13 +30,17 @@ struct CodeTile {
   float scaled_sums[16];
 };
 
+// What codes are laid out for. Up to kFewCodeRows rows are few.
+enum class CodeLayout { kFewRows, kManyRows, kTiles };
+inline constexpr int kFewCodeRows = 8;
+
 // Borrowed memory. Row 0 is row `first_row` of x.
 struct QuantisedRows {
-  std::byte* codes;   // [rows][code_stride], two bytes a code; tiled: CodeTile [rows / 16][cols / 32]
-  CodeGroup* groups;  // [rows][cols / 32]; tiled: null
+  std::byte* codes;   // [rows][code_stride], two bytes a code; tiles: CodeTile [rows / 16][cols / 32]
+  CodeGroup* groups;  // [rows][cols / 32]; tiles: null
   std::int64_t first_row;
   std::int64_t cols;  // a multiple of 32
-  bool tiled;
+  CodeLayout layout;
 
   PAGED_INLINE CodeTile* tiles() const { return reinterpret_cast<CodeTile*>(codes); }
   PAGED_INLINE std::int64_t code_stride() const { return 2 * cols + kCodePadding; }

@@ -37,7 +37,6 @@ struct Range {
   int end;
 };
 
-
 // The part of `keys` in the tile that begins at `tile_begin`.
 PAGED_INLINE Range clip(Range keys, int tile_begin) {
   return {larger(keys.begin, tile_begin), smaller(keys.end, tile_begin + kKeyTile)};

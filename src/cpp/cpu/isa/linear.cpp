@@ -196,7 +196,7 @@ void linear(const LinearTile& tile) {
     }
   }
   if (layout_of(tile.weights->format) != nullptr) {
-    if (tile.codes->tiled) return linear_code_tiles(tile);
+    if (tile.codes->layout == CodeLayout::kTiles) return linear_code_tiles(tile);
     multiply_integers(tile, scratch.acc, kAccStride, reinterpret_cast<std::byte*>(scratch.x));
     with_type(tile.out.dtype, [&](auto tag) { finish_rows<decltype(tag)>(tile, scratch.acc, kAccStride); });
     return;

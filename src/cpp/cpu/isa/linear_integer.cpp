@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cpu/isa/linear_integer.h"
 
+#include "cpu/isa/finish_rows.h"
 #include "cpu/isa/integer_format.h"
 #include "cpu/isa/integer_tiles.h"
 #include "cpu/quantised_rows.h"
@@ -8,8 +9,7 @@
 namespace paged::cpu::PAGED_ISA_NAMESPACE {
 namespace {
 
-constexpr int kFewRows = 4;
-constexpr int kAhead = 2048;  // bytes of a panel that are asked for before they are needed
+constexpr int kAhead = 6144;  // bytes of a panel that are asked for before they are needed
 constexpr int kBlockK = 256;  // k of one pass over many rows; a multiple of every block
 
 // Some rows of x and where their sums go.
@@ -44,12 +44,12 @@ PAGED_INLINE F32 add_scaled(F32 acc, I32 sum, F32 scale, F32 min, const CodeGrou
 // ---- few rows
 
 template <typename F, int kRows, int kQuad>
-PAGED_INLINE void add_quads(const std::byte* codes, const Rows& rows, std::int64_t k, Sums (&sums)[kRows]) {
+PAGED_INLINE void add_quads(const std::byte* codes, const Rows& rows, std::int64_t k, FewRowsDot::Sums (&sums)[kRows]) {
   if constexpr (kQuad < F::kGroupQuads) {
     if constexpr (kQuad % F::kQuadsOfLine == 0) __builtin_prefetch(codes + kQuad / F::kQuadsOfLine * 64 + kAhead);
-    const Operand w = F::template operand<kQuad>(codes);
+    const auto w = F::template operand<FewRowsDot, kQuad>(codes);
     for (int r = 0; r < kRows; ++r)
-      add_products(sums[r], w, load_quad(rows.codes + r * rows.code_stride + 2 * k + kQuad * kQuadBytes));
+      FewRowsDot::add_products(sums[r], w, load_quad(rows.codes + r * rows.code_stride + 2 * k + kQuad * kQuadBytes));
     add_quads<F, kRows, kQuad + 1>(codes, rows, k, sums);
   }
 }
@@ -58,19 +58,21 @@ PAGED_INLINE void add_quads(const std::byte* codes, const Rows& rows, std::int64
 template <QuantLayout kLayout, int kRows>
 void multiply_direct(const Rows& rows, std::int64_t cols, const std::byte* block) {
   using F = Format<kLayout>;
+  constexpr int kOffset = F::template kOffset<FewRowsDot>;
   F32 acc[kRows];
   for (int r = 0; r < kRows; ++r) acc[r] = zero();
   for (std::int64_t k = 0; k < cols; block += kLayout.block_bytes()) {
     for (int group = 0; group < kLayout.groups(); ++group, k += F::kGroup) {
       const CodeGroup* at = rows.groups + k / kCodeGroup;
-      Sums sums[kRows];
-      for (int r = 0; r < kRows; ++r)
-        sums[r] =
-            sums_from(F::kOffset == 0 ? 0 : -F::kOffset * code_sum<F::kGroup>(at[r * rows.group_stride], group % 2));
+      FewRowsDot::Sums sums[kRows];
+      for (int r = 0; r < kRows; ++r) {
+        const int sum = kOffset == 0 ? 0 : code_sum<F::kGroup>(at[r * rows.group_stride], group % 2);
+        sums[r] = FewRowsDot::sums_from(-kOffset * sum);
+      }
       add_quads<F, kRows, 0>(F::codes(block, group), rows, k, sums);
       const F32 scale = F::scale(block, group), min = F::min(block, group);
       for (int r = 0; r < kRows; ++r)
-        acc[r] = add_scaled<kLayout.has_min>(acc[r], total(sums[r]), scale, min, at[r * rows.group_stride]);
+        acc[r] = add_scaled<kLayout.has_min>(acc[r], FewRowsDot::total(sums[r]), scale, min, at[r * rows.group_stride]);
     }
   }
   for (int r = 0; r < kRows; ++r) store(rows.acc + r * rows.acc_stride, acc[r]);
@@ -94,7 +96,7 @@ struct NextLines {
   const std::byte* at[kIntegerPanels];
   std::int64_t a_step;  // bytes
 
-  NextLines(std::int64_t bytes, int steps) : at{}, a_step((bytes / steps + 64) / 64 * 64) {}
+  NextLines(std::int64_t bytes, int steps) : at{}, a_step((bytes / steps + 63) / 64 * 64) {}
   PAGED_INLINE void ask() {
     for (int p = 0; p < kIntegerPanels; ++p) {
       for (std::int64_t i = 0; i < a_step; i += 64) __builtin_prefetch(at[p] + i, 0, 2);
@@ -103,18 +105,20 @@ struct NextLines {
   }
 };
 
-// kBlockK of a panel.
+// kBlockK of a panel: of sixteen rows two codes of 16 bits, as the words of x have them.
 struct WidePanel {
-  alignas(64) std::byte operands[kBlockK / 4 * sizeof(Operand)];
+  alignas(64) std::byte pairs[kBlockK / 2][64];
   alignas(64) float scales[kBlockK / 16 * kPanelRows];
   alignas(64) float mins[kBlockK / 16 * kPanelRows];
 };
 static_assert(kIntegerPanels * sizeof(WidePanel) <= kIntegerScratch);
 
 template <typename F, int kQuad>
-PAGED_INLINE void widen_quads(const std::byte* codes, std::byte* to) {
+PAGED_INLINE void widen_quads(const std::byte* codes, std::byte (*to)[64]) {
   if constexpr (kQuad < F::kGroupQuads) {
-    store_operand(to + kQuad * sizeof(Operand), wide_operand<F::kZero>(F::template operand<kQuad>(codes)));
+    const auto wide = WideDot::less<F::kZero>(F::template operand<WideDot, kQuad>(codes));
+    store_words(to[2 * kQuad], wide.even);
+    store_words(to[2 * kQuad + 1], wide.odd);
     widen_quads<F, kQuad + 1>(codes, to);
   }
 }
@@ -126,50 +130,51 @@ void widen(const std::byte* block, int count, WidePanel& panel) {
   int at = 0;
   for (int k = 0; k < count; block += kLayout.block_bytes()) {
     for (int group = 0; group < kLayout.groups(); ++group, ++at, k += F::kGroup) {
-      widen_quads<F, 0>(F::codes(block, group), panel.operands + k / 4 * sizeof(Operand));
+      widen_quads<F, 0>(F::codes(block, group), panel.pairs + k / 2);
       store(panel.scales + at * kPanelRows, F::scale(block, group));
       if constexpr (kLayout.has_min) store(panel.mins + at * kPanelRows, F::min(block, group));
     }
   }
 }
 
-// The products of one group.
-template <typename F, int kRows>
-PAGED_INLINE void add_group(const std::byte* operands, const std::byte* codes, std::int64_t code_stride,
-                            Sums (&sums)[kRows][kIntegerPanels]) {
-#pragma GCC unroll kQuadsAtOnce
-  for (int quad = 0; quad < F::kGroupQuads; ++quad, codes += kQuadBytes, operands += sizeof(Operand)) {
-    Operand w[kIntegerPanels];
-    for (int p = 0; p < kIntegerPanels; ++p) w[p] = load_operand(operands + p * sizeof(WidePanel));
+// The products of kPairs pairs of k.
+template <int kPairs, int kRows>
+PAGED_INLINE void add_group(const std::byte* pairs, const std::byte* codes, std::int64_t code_stride,
+                            I32 (&sums)[kRows][kIntegerPanels]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kPairs; ++i) {
+    I32 w[kIntegerPanels];
+    for (int p = 0; p < kIntegerPanels; ++p) w[p] = load_words(pairs + p * sizeof(WidePanel) + i * 64);
     for (int r = 0; r < kRows; ++r) {
-      const QuadOfX x = load_quad(codes + r * code_stride);
-      for (int p = 0; p < kIntegerPanels; ++p) add_products(sums[r][p], w[p], x);
+      const I32 x = load_word(codes + r * code_stride + i * 4);
+      for (int p = 0; p < kIntegerPanels; ++p) sums[r][p] = add_pairs(sums[r][p], w[p], x);
     }
   }
 }
 
+// The results stay in registers beside the sums of a group.
 template <QuantLayout kLayout, int kRows>
 void multiply_wide(const WidePanel* panels, Rows rows, int count, NextLines& next) {
-  using F = Format<kLayout>;
-  constexpr int kOffset = F::kOffset - wide_zero(F::kZero);
-  for (int k = 0, at = 0; k < count; k += F::kGroup, ++at) {
+  constexpr int kGroup = kLayout.group_k;
+  F32 acc[kRows][kIntegerPanels];
+  for (int r = 0; r < kRows; ++r)
+    for (int p = 0; p < kIntegerPanels; ++p) acc[r][p] = load(rows.acc + r * rows.acc_stride + p * kPanelRows);
+  for (int k = 0, at = 0; k < count; k += kGroup, ++at) {
     const CodeGroup* group = rows.groups + k / kCodeGroup;
-    Sums sums[kRows][kIntegerPanels];
+    I32 sums[kRows][kIntegerPanels];
+    for (int r = 0; r < kRows; ++r)
+      for (int p = 0; p < kIntegerPanels; ++p) sums[r][p] = set1_word(0);
     next.ask();
-    for (int r = 0; r < kRows; ++r) {
-      const int sum = kOffset == 0 ? 0 : code_sum<F::kGroup>(group[r * rows.group_stride], at % 2);
-      for (int p = 0; p < kIntegerPanels; ++p) sums[r][p] = sums_from(-kOffset * sum);
-    }
-    add_group<F, kRows>(panels->operands + k / 4 * sizeof(Operand), rows.codes + 2 * k, rows.code_stride, sums);
+    add_group<kGroup / 2>(panels->pairs[k / 2], rows.codes + 2 * k, rows.code_stride, sums);
     for (int p = 0; p < kIntegerPanels; ++p) {
       const F32 scale = load(panels[p].scales + at * kPanelRows),
                 min = kLayout.has_min ? load(panels[p].mins + at * kPanelRows) : zero();
-      for (int r = 0; r < kRows; ++r) {
-        float* to = rows.acc + r * rows.acc_stride + p * kPanelRows;
-        store(to, add_scaled<kLayout.has_min>(load(to), total(sums[r][p]), scale, min, group[r * rows.group_stride]));
-      }
+      for (int r = 0; r < kRows; ++r)
+        acc[r][p] = add_scaled<kLayout.has_min>(acc[r][p], sums[r][p], scale, min, group[r * rows.group_stride]);
     }
   }
+  for (int r = 0; r < kRows; ++r)
+    for (int p = 0; p < kIntegerPanels; ++p) store(rows.acc + r * rows.acc_stride + p * kPanelRows, acc[r][p]);
 }
 
 template <QuantLayout kLayout, int kRows>
@@ -185,8 +190,7 @@ PAGED_INLINE void multiply_tile(const WidePanel* panels, const Rows& rows, int c
 template <QuantLayout kLayout>
 void multiply_many(const Rows& all, const LinearTile& tile, WidePanel* panels) {
   const PackedMatrix& matrix = *tile.weights;
-  const int tiles = (tile.num_rows + kIntegerRows - 1) / kIntegerRows;
-  const int tile_rows = (tile.num_rows + tiles - 1) / tiles;
+  const int tile_rows = even_tile(tile.num_rows, kIntegerRows), tiles = (tile.num_rows + tile_rows - 1) / tile_rows;
   const auto weights_at = [&](int panel, std::int64_t k) {
     const int last = panel < tile.num_panels ? panel : tile.num_panels - 1;
     return matrix.data + (tile.panel_begin + last) * matrix.panel_bytes + k / kLayout.block_k * kLayout.block_bytes();
@@ -195,7 +199,8 @@ void multiply_many(const Rows& all, const LinearTile& tile, WidePanel* panels) {
     for (std::int64_t k = 0; k < matrix.cols; k += kBlockK) {
       const int count = static_cast<int>(matrix.cols - k < kBlockK ? matrix.cols - k : kBlockK);
       const bool is_last = k + kBlockK >= matrix.cols;
-      NextLines next(kBlockK / kLayout.block_k * kLayout.block_bytes(), tiles * count / kLayout.group_k);
+      const int num_bytes = tile.is_new ? kBlockK / kLayout.block_k * kLayout.block_bytes() : 0;
+      NextLines next(num_bytes, tiles * count / kLayout.group_k);
       for (int p = 0; p < kIntegerPanels; ++p) {
         widen<kLayout>(weights_at(panel + p, k), count, panels[p]);
         next.at[p] = is_last ? weights_at(panel + kIntegerPanels + p, 0) : weights_at(panel + p, k + kBlockK);
@@ -212,7 +217,7 @@ void multiply_many(const Rows& all, const LinearTile& tile, WidePanel* panels) {
 
 template <QuantLayout kLayout>
 void multiply(const Rows& rows, const LinearTile& tile, std::byte* scratch) {
-  if (tile.num_rows <= kFewRows) return multiply_few<kLayout, kFewRows>(rows, tile);
+  if (tile.codes->layout == CodeLayout::kFewRows) return multiply_few<kLayout, kFewCodeRows>(rows, tile);
   __builtin_memset(rows.acc, 0,
                    static_cast<unsigned long>(tile.num_rows) * static_cast<unsigned>(rows.acc_stride) * sizeof(float));
   multiply_many<kLayout>(rows, tile, reinterpret_cast<WidePanel*>(scratch));

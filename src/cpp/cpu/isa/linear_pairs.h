@@ -12,7 +12,9 @@
 namespace paged::cpu::PAGED_ISA_NAMESPACE {
 
 constexpr int kFewPairRows = 4;
-constexpr int kPairPass = 320;  // k, at most, of a pass over many rows: rows and panels that meet stay in the nearest cache
+constexpr int kPairPass =
+    320;  // k, at most, of a pass over many rows: rows and panels that meet stay in the nearest cache
+constexpr int kPairsAhead = 4096;               // bytes of a panel that few rows ask for before they are needed
 constexpr int kPairBytes = 2 * kPanelRows * 2;  // of two k of a panel
 
 struct PairScratch {
@@ -40,12 +42,13 @@ void multiply_pairs(const PairPass& pass, int row, int panel, [[maybe_unused]] s
   float* out = pass.acc + row * kStride + panel * kPanelRows;
   F32 acc[kRows][kPanels];
   for (int r = 0; r < kRows; ++r)
-    for (int p = 0; p < kPanels; ++p)
-      acc[r][p] = pass.k_begin == 0 ? zero() : load(out + r * kStride + p * kPanelRows);
+    for (int p = 0; p < kPanels; ++p) acc[r][p] = pass.k_begin == 0 ? zero() : load(out + r * kStride + p * kPanelRows);
   for (std::int64_t k = pass.k_begin; k < pass.k_end; k += 2) {
     const std::int64_t at = k / 2 * kPairBytes;
     I32 words[kPanels];
     for (int p = 0; p < kPanels; ++p) words[p] = load_words(weights + p * pass.panel_bytes + at);
+    if constexpr (kRows <= kFewPairRows && kPanels <= 2)  // machines find more streams by themselves
+      for (int p = 0; p < kPanels; ++p) __builtin_prefetch(weights + p * pass.panel_bytes + at + kPairsAhead);
     for (int p = 0; p < kAsks; ++p) __builtin_prefetch(weights + ahead + p * pass.panel_bytes + at, 0, 2);
     for (int r = 0; r < kRows; ++r) {
       std::uint32_t pair;
@@ -101,7 +104,7 @@ void multiply_many_pairs(const PairPass& pass, int num_rows, int num_panels, boo
           to_next + (is_last && end == num_rows ? (pass.k_end - pass.k_begin) / 2 * kPairBytes : 0);
       for (int row = begin; row < end; row += tile)
         multiply_pair_tile<kRows>(pass, row, smaller(tile, end - row), panel, panel + 1 < num_panels, asks,
-                           ahead + (row == begin ? 0 : pass.panel_bytes));
+                                  ahead + (row == begin ? 0 : pass.panel_bytes));
     }
   }
 }

@@ -13,6 +13,7 @@ const KernelTable kTable = {
     .isa = PAGED_STRING(PAGED_ISA_NAMESPACE),
     .linear_tile = {kHasTiles ? 64 : 48, kMaxLinearTile.panels, 1},
     .bfloat16_tile = kHasTiles ? kMaxBFloat16Tile : LinearTileSize{48, 16, 1},
+    .integer_tile = kMaxLinearTile,
     .code_tile = kMaxCodeTile,
     .code_tile_rows = kHasTiles ? 9 : 0,
     .query_rows = kDotBf16 ? kMaxQueryRows : 32,
