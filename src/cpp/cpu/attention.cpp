@@ -120,9 +120,11 @@ void attention(ThreadPool& threads, const AttentionParams& params) {
   const Plan plan = plan_of(params, threads.num_threads());
   const std::int64_t items = plan.items * (plan.split ? plan.longest_chunks : 1);
   threads.parallel_for(items, [&](std::int64_t item, int thread) {
-    AttentionTile tile{};
+    AttentionTile tile{}, after{};
     if (!locate(params, plan, item, tile)) return;
-    tile.op = &params;
+    tile.op = after.op = &params;
+    const std::int64_t next = item + threads.num_threads();  // threads take items by turns
+    if (next < items && locate(params, plan, next, after)) tile.after = &after;
     tile.partials = plan.split ? static_cast<float*>(params.workspace) : nullptr;
     tile.chunk_stride = plan.longest_chunks;
     tile.scratch = threads.scratch(thread);

@@ -68,6 +68,7 @@ struct AttentionTile {
   float* partials;            // null: merge the chunks and write out; else one state per row and chunk, see below
   std::int32_t chunk_stride;  // chunks a row has in partials
   std::byte* scratch;
+  const AttentionTile* after = nullptr;  // one that the thread will probably work on next
 };
 
 // State of the online softmax of one (query token, head) over one chunk: [m, l, 14 unused, acc[head_dim to 16]].

@@ -186,15 +186,15 @@ PAGED_INLINE void value_some(const Walk& walk, int row, int num_rows, Range keys
     value_some<C, kRows - 1>(walk, row, num_rows, keys, next);
 }
 
-// One step of the online softmax. `next` is the range of the following step: it is on its way from memory meanwhile.
+// One step of the online softmax. `next` is on its way from memory meanwhile.
 template <typename C>
-void visit_keys(const Walk& walk, Range range, Range next) {
+void visit_keys(const Walk& walk, Range range, const Coming& next) {
   AttentionScratch& s = walk.s;
   const int tile_begin = range.begin / kKeyTile * kKeyTile;
   const KeyVectors<C> keys = key_vectors<C>(walk, tile_begin, range);
   find_values<C>(walk, tile_begin, range, s.values);
   find_scales<C>(walk, tile_begin, range);
-  Ahead<C> values(walk, range, 1), next_keys(walk, next, 0);
+  Ahead<C> values({walk, range}, 1), next_keys(next, 0);
   for (int row = 0; row < walk.num_rows; row += kAttentionRows)
     score_some<C, kAttentionRows>(walk, keys, row, smaller(kAttentionRows, walk.num_rows - row), values);
   for (int row = 0; row < walk.num_rows; ++row) softmax_row<C>(walk, row, tile_begin);
@@ -280,7 +280,7 @@ void end_chunk(const Walk& walk, int chunk) {
 }
 
 template <typename C>
-void visit(const Walk& walk, Range range, Range next) {
+void visit(const Walk& walk, Range range, const Coming& next) {
   if constexpr (kDotBf16 && kPairsRead<C>) {
     if (pairs_take(*walk.tile.op)) {
       if constexpr (!kHasTiles)
@@ -294,10 +294,15 @@ void visit(const Walk& walk, Range range, Range next) {
   visit_keys<C>(walk, range, next);
 }
 
-void walk_chunk(const Walk& walk, int chunk) {
-  const Range all = walk.all_keys();
-  const Range keys{larger(all.begin, chunk * kKeyChunk), smaller(all.end, (chunk + 1) * kKeyChunk)};
-  const Range to_come{all.begin, smaller(all.end, walk.tile.chunk_end * kKeyChunk)};
+// The part of the walk's keys that its first step is about.
+Range first_step(const Walk& walk) {
+  const Range keys = walk.keys_in(walk.tile.chunk_begin, walk.tile.chunk_end);
+  return clip(keys, keys.begin / kKeyTile * kKeyTile);
+}
+
+// `after`: what comes behind the walk.
+void walk_chunk(const Walk& walk, int chunk, const Coming& after) {
+  const Range keys = walk.keys_in(chunk, chunk + 1), to_come = walk.keys_in(chunk, walk.tile.chunk_end);
   AttentionScratch& s = walk.s;
   for (int row = 0; row < walk.num_rows; ++row)
     init(&s.max[row], &s.sum[row], s.acc + row * walk.head_stride, walk.head_stride);
@@ -308,7 +313,8 @@ void walk_chunk(const Walk& walk, int chunk) {
     Range range = clip(keys, keys.begin / kKeyTile * kKeyTile);
     while (range.begin < range.end) {
       const int next_tile = (range.begin / kKeyTile + 1) * kKeyTile;
-      visit<decltype(tag)>(walk, range, clip(to_come, next_tile));
+      const Coming next{walk, clip(to_come, next_tile)};
+      visit<decltype(tag)>(walk, range, next.keys.begin < next.keys.end ? next : after);
       range = clip(keys, next_tile);
     }
   });
@@ -317,27 +323,31 @@ void walk_chunk(const Walk& walk, int chunk) {
   end_chunk(walk, chunk);
 }
 
-}  // namespace
-
-void attention(const AttentionTile& tile) {
+Walk walk_of(const AttentionTile& tile, std::byte* scratch) {
   const BatchView& batch = *tile.op->batch;
-  const int sequence = tile.sequence;
-  const int query_len = batch.query_start[sequence + 1] - batch.query_start[sequence];
-  const int head_dim = tile.op->cache.head_dim;
-  const Walk walk{
+  const int sequence = tile.sequence, head_dim = tile.op->cache.head_dim;
+  return {
       .tile = tile,
-      .s = *reinterpret_cast<AttentionScratch*>(tile.scratch),
+      .s = *reinterpret_cast<AttentionScratch*>(scratch),
       .block_table = batch.block_tables + std::int64_t{batch.block_table_rows[sequence]} * batch.block_table_stride,
       .num_rows = tile.num_queries * tile.num_heads,
       .head_dim = head_dim,
       .head_stride = (head_dim + 15) / 16 * 16,
-      .position = batch.seq_lens[sequence] - query_len + tile.query_begin,
+      .position = batch.seq_lens[sequence] - batch.query_len(sequence) + tile.query_begin,
   };
+}
+
+}  // namespace
+
+void attention(const AttentionTile& tile) {
+  const Walk walk = walk_of(tile, tile.scratch);
+  const Walk other = walk_of(tile.after != nullptr ? *tile.after : tile, tile.scratch);
+  const Coming after{other, tile.after != nullptr ? first_step(other) : Range{0, 0}};
   begin_queries(walk);
   AttentionScratch& s = walk.s;
   for (int row = 0; row < walk.num_rows; ++row)
     init(&s.total_max[row], &s.total_sum[row], s.total + row * walk.head_stride, walk.head_stride);
-  for (int chunk = tile.chunk_begin; chunk < tile.chunk_end; ++chunk) walk_chunk(walk, chunk);
+  for (int chunk = tile.chunk_begin; chunk < tile.chunk_end; ++chunk) walk_chunk(walk, chunk, after);
   if constexpr (kHasTiles) end_tiles();
   if (tile.partials != nullptr) return;
   for (int row = 0; row < walk.num_rows; ++row)

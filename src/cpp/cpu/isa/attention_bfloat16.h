@@ -74,12 +74,12 @@ PAGED_INLINE const C* value_at(const Walk& walk, Range in_tile, int key) {
   return reinterpret_cast<const C*>(outside ? walk.s.zeros : walk.s.values[key]);
 }
 
-// Meanwhile the keys and values of the range `next` are asked for, if rows are few: many rows mean a prompt, whose
+// Meanwhile the keys and values that come next are asked for, if rows are few: many rows mean a prompt, whose
 // other rows have just read them.
 template <typename C>
-PAGED_INLINE void pair_values(const Walk& walk, Range in_tile, Range next) {
+PAGED_INLINE void pair_values(const Walk& walk, Range in_tile, const Coming& next) {
   const bool is_few = walk.num_rows <= kFewQueryRows;
-  Ahead<C> next_keys(walk, next, 0), next_values(walk, next, 1);
+  Ahead<C> next_keys(next, 0), next_values(next, 1);
   for (int key = 0; key < kKeyTile; key += 2) {
     const C* even = value_at<C>(walk, in_tile, key);
     const C* odd = value_at<C>(walk, in_tile, key + 1);

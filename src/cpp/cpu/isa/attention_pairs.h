@@ -30,10 +30,12 @@ struct PairOperands {
   std::int64_t num_pairs;
 };
 
-template <int kRows, int kVectors>
-PAGED_INLINE void add_pair_products(const PairOperands& x, F32 (&acc)[kRows][kVectors]) {
+// Calls beside() at each step.
+template <int kRows, int kVectors, typename Beside>
+PAGED_INLINE void add_pair_products(const PairOperands& x, F32 (&acc)[kRows][kVectors], Beside beside) {
   for (std::int64_t i = 0; i < x.num_pairs; ++i) {
     I32 words[kVectors];
+    beside();
     for (int v = 0; v < kVectors; ++v) words[v] = load_words(x.b[v] + i * x.b_bytes), keep_in_register(words[v]);
     add_pair(x.a + 2 * i, x.a_stride, words, acc);
   }
@@ -54,10 +56,6 @@ PAGED_INLINE void store_sums(float* to, std::int64_t stride, const F32 (&acc)[kR
 template <int kRows>
 inline constexpr int kVectorsOf = kRows > 4 ? 2 : 4;
 
-struct AheadOfBoth {
-  Ahead<BFloat16> keys, values;
-};
-
 // The rows by one tile of keys.
 struct PairStep {
   const Walk& walk;
@@ -65,9 +63,9 @@ struct PairStep {
   RowBlocks<kPairBlockRows> blocks;
   float factor;
 
-  // Rows of q from `row` on -> p.
-  template <int kRows>
-  void score(int row, float* p) const {
+  // Rows of q from `row` on -> p. Calls beside(lines) at each step, for as many lines as the step reads.
+  template <int kRows, typename Beside>
+  PAGED_INLINE void score(int row, float* p, Beside beside) const {
     constexpr int kVectors = kVectorsOf<kRows>;
     for (int quarter = 0; quarter < kQuarters; quarter += kVectors) {
       PairOperands x{
@@ -76,7 +74,7 @@ struct PairStep {
       F32 acc[kRows][kVectors];
       for (int r = 0; r < kRows; ++r)
         for (int v = 0; v < kVectors; ++v) acc[r][v] = zero();
-      add_pair_products(x, acc);
+      add_pair_products(x, acc, [&] { beside(kVectors); });
       store_sums(p + 16 * quarter, kKeyTile, acc);
     }
   }
@@ -89,7 +87,7 @@ struct PairStep {
     float* out = walk.s.acc + row * walk.head_dim + d;
     F32 acc[kRows][kVectors];
     load_sums(out, walk.head_dim, acc);
-    add_pair_products(x, acc);
+    add_pair_products(x, acc, [] {});
     store_sums(out, walk.head_dim, acc);
   }
   template <int kRows>
@@ -100,10 +98,10 @@ struct PairStep {
     for (; d < walk.head_dim; d += 32) add_components<kRows, 2>(row, d, weights);
   }
 
-  // The same for all rows of a walk: values are put in pairs where they are multiplied, and what comes next is asked
-  // for.
+  // The same for all rows of a walk: values are put in pairs where they are multiplied, and those that come next are
+  // asked for.
   template <int kRows, int kVectors>
-  PAGED_INLINE void add_components_directly(int d, Range in_tile, AheadOfBoth& next) const {
+  PAGED_INLINE void add_components_directly(int d, Range in_tile, Ahead<BFloat16>& next) const {
     float* out = walk.s.acc + d;
     F32 acc[kRows][kVectors];
     load_sums(out, walk.head_dim, acc);
@@ -112,7 +110,7 @@ struct PairStep {
     for (int key = 0; key < kKeyTile; key += 2) {
       const BFloat16* even = value_at<BFloat16>(walk, in_tile, key) + d;
       const BFloat16* odd = value_at<BFloat16>(walk, in_tile, key + 1) + d;
-      next.keys.fetch_lines(kVectors), next.values.fetch_lines(kVectors);
+      next.fetch_lines(kVectors);
       I32 words[kVectors];
       for (int v = 0; v < kVectors; v += 2) interleave_fours(even + 16 * v, odd + 16 * v, words[v], words[v + 1]);
       add_pair(walk.s.rounded + key, kKeyTile, words, acc);
@@ -122,9 +120,9 @@ struct PairStep {
     store_sums(out, walk.head_dim, acc);
   }
   template <int kRows>
-  void add_values_directly(Range in_tile, Range next) const {
+  void add_values_directly(Range in_tile, const Coming& next) const {
     constexpr int kVectors = kVectorsOf<kRows>;
-    AheadOfBoth ahead{{walk, next, 0}, {walk, next, 1}};
+    Ahead<BFloat16> ahead(next, 1);
     int d = 0;
     for (; d + 16 * kVectors <= walk.head_dim; d += 16 * kVectors)
       add_components_directly<kRows, kVectors>(d, in_tile, ahead);
@@ -134,7 +132,7 @@ struct PairStep {
   template <int kRows>
   PAGED_INLINE void score_some(int row, int num_rows, float* p) const {
     if (num_rows == kRows)
-      score<kRows>(row, p);
+      score<kRows>(row, p, [](int) {});
     else if constexpr (kRows > 1)
       score_some<kRows - 1>(row, num_rows, p);
   }
@@ -146,38 +144,42 @@ struct PairStep {
       add_values_of_some<kRows - 1>(row, num_rows, weights);
   }
 
+  // All rows of a walk, up to kRows. Each half of the work asks for as much of what comes next as it reads: or memory
+  // would wait for one half, and the other for memory.
   template <int kRows>
-  PAGED_INLINE void add_values_of_few(Range in_tile, Range next) const {
-    if (walk.num_rows == kRows)
+  PAGED_INLINE void run_few(Range in_tile, const Coming& next) const {
+    if (walk.num_rows == kRows) {
+      Ahead<BFloat16> ahead(next, 0);
+      score<kRows>(0, walk.s.p, [&](int lines) { ahead.fetch_lines(lines); });
+      end_scores(0, kRows);
       add_values_directly<kRows>(in_tile, next);
-    else if constexpr (kRows > 1)
-      add_values_of_few<kRows - 1>(in_tile, next);
+    } else if constexpr (kRows > 1) {
+      run_few<kRows - 1>(in_tile, next);
+    }
   }
 
-  // Exponentials of a block of rows, in groups of so many.
-  PAGED_INLINE void weigh(int block, int group) const {
-    const RowBlock rows = blocks.at(block);
-    const int num_rows = rows.end - rows.begin;
+  // The scores of a block of rows -> exponentials.
+  PAGED_INLINE void end_scores(int block, int num_rows) const {
     float* p = walk.s.p;
-    for (int i = 0; i < num_rows; i += group)
-      score_some<kPairRows>(rows.begin + i, smaller(group, num_rows - i), p + i * kKeyTile);
     blocks.finish_scores(block, p);
     for (int i = 0; i < num_rows; i += 4)
-      weigh_four_rows<BFloat16>(walk, rows.begin + i, factor, p + i * kKeyTile, walk.s.rounded + i * kKeyTile);
+      weigh_four_rows<BFloat16>(walk, blocks.at(block).begin + i, factor, p + i * kKeyTile,
+                                walk.s.rounded + i * kKeyTile);
   }
-
   PAGED_INLINE void run(int block) const {
     const RowBlock rows = blocks.at(block);
     const int num_rows = rows.end - rows.begin, groups = (num_rows + kPairRows - 1) / kPairRows;
     const int group = (num_rows + groups - 1) / groups;
-    weigh(block, group);
+    for (int i = 0; i < num_rows; i += group)
+      score_some<kPairRows>(rows.begin + i, smaller(group, num_rows - i), walk.s.p + i * kKeyTile);
+    end_scores(block, num_rows);
     for (int i = 0; i < num_rows; i += group)
       add_values_of_some<kPairRows>(rows.begin + i, smaller(group, num_rows - i), walk.s.rounded + i * kKeyTile);
   }
 };
 
-// One step of the online softmax. `next` is the range of the following step.
-inline void visit_keys_in_pairs(const Walk& walk, Range range, Range next) {
+// One step of the online softmax.
+inline void visit_keys_in_pairs(const Walk& walk, Range range, const Coming& next) {
   const int tile_begin = range.begin / kKeyTile * kKeyTile;
   const Range in_tile{range.begin - tile_begin, range.end - tile_begin};
   const PairStep step{
@@ -185,10 +187,7 @@ inline void visit_keys_in_pairs(const Walk& walk, Range range, Range next) {
   const Range visible = step.blocks.visible();
   if (visible.begin == visible.end) return;
   find_values<BFloat16>(walk, tile_begin, range, walk.s.values);
-  if (walk.num_rows <= kPairRows) {
-    step.weigh(0, walk.num_rows);
-    return step.add_values_of_few<kPairRows>(in_tile, next);
-  }
+  if (walk.num_rows <= kPairRows) return step.run_few<kPairRows>(in_tile, next);
   pair_values<BFloat16>(walk, in_tile, next);
   for (int block = visible.begin; block < visible.end; ++block) step.run(block);
 }

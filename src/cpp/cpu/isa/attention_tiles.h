@@ -149,9 +149,9 @@ struct TiledStep {
   }
 };
 
-// One step of the online softmax. `next` is the range of the following step.
+// One step of the online softmax.
 template <typename C, int kHeadDim>
-void visit_keys_tiled(const Walk& walk, Range range, Range next) {
+void visit_keys_tiled(const Walk& walk, Range range, const Coming& next) {
   const int tile_begin = range.begin / kKeyTile * kKeyTile;
   find_scales<C>(walk, tile_begin, range);
   const KeyVectors<BFloat16> keys = paired_keys(walk, key_vectors<C>(walk, tile_begin, range));

@@ -61,6 +61,17 @@ struct Walk {
   }
   PAGED_INLINE int head(int row) const { return tile.head_begin + row % tile.num_heads; }
   PAGED_INLINE Range all_keys() const { return {keys_of(0).begin, keys_of(num_rows - 1).end}; }
+  // Those of the tile's chunks up to `chunk_end`, from `chunk_begin` on.
+  PAGED_INLINE Range keys_in(int chunk_begin, int chunk_end) const {
+    const Range all = all_keys();
+    return {larger(all.begin, chunk_begin * kKeyChunk), smaller(all.end, chunk_end * kKeyChunk)};
+  }
+};
+
+// What a thread will read next: keys of the same walk or of another.
+struct Coming {
+  const Walk& walk;
+  Range keys;
 };
 
 // Sixteen keys each: keys[i] + d * stride elements (for bfloat16 pairs: + d / 2 * stride).
@@ -141,9 +152,12 @@ PAGED_INLINE void find_scales(const Walk& walk, int tile_begin, Range range) {
 template <typename C>
 class Ahead {
  public:
-  PAGED_INLINE Ahead(const Walk& walk, Range range, int is_value)
-      : walk_(&walk), key_(range.begin & -walk.tile.op->cache.block_size), end_(range.end), is_value_(is_value) {
-    if (walk.tile.op->cache.block_size > kKeyTile) end_ = key_;
+  PAGED_INLINE Ahead(const Coming& coming, int is_value)
+      : walk_(&coming.walk),
+        key_(coming.keys.begin & -coming.walk.tile.op->cache.block_size),
+        end_(coming.keys.end),
+        is_value_(is_value) {
+    if (coming.walk.tile.op->cache.block_size > kKeyTile) end_ = key_;
   }
 
   // Inline, because GCC takes a function that only prefetches for one without effect and drops its calls.
