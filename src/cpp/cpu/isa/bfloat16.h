@@ -13,21 +13,12 @@ namespace paged::cpu::PAGED_ISA_NAMESPACE {
 
 #if defined(__AVX512BF16__)
 
-// Words of 32 elements of a and b: to[i] = a[i] and, above it, b[i].
-PAGED_INLINE void interleave(const BFloat16* a, const BFloat16* b, void* to) {
-  const __m512i even = _mm512_loadu_si512(a), odd = _mm512_loadu_si512(b);
-  const __m512i low = _mm512_unpacklo_epi16(even, odd), high = _mm512_unpackhi_epi16(even, odd);
-  const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11),
-                second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
-  _mm512_store_si512(to, _mm512_permutex2var_epi64(low, first, high));
-  _mm512_store_si512(static_cast<std::byte*>(to) + 64, _mm512_permutex2var_epi64(low, second, high));
-}
-// The same in the order that takes no more than an instruction each: fours of a and b, even ones -> low, odd -> high.
+// Words of 32 elements of a and b, fours of each side by side: even fours -> low, odd ones -> high.
 PAGED_INLINE void interleave_fours(const BFloat16* a, const BFloat16* b, I32& low, I32& high) {
   const __m512i even = _mm512_loadu_si512(a), odd = _mm512_loadu_si512(b);
   low.v = _mm512_unpacklo_epi16(even, odd), high.v = _mm512_unpackhi_epi16(even, odd);
 }
-// 32 numbers to the order of interleave_fours, and back.
+// 32 words to this order, and back.
 PAGED_INLINE void split_fours(F32& first, F32& second) {
   const __m512 low = _mm512_shuffle_f32x4(first.v, second.v, 0x88);
   second.v = _mm512_shuffle_f32x4(first.v, second.v, 0xdd), first.v = low;
@@ -39,8 +30,15 @@ PAGED_INLINE void join_fours(F32& low, F32& high) {
   low.v = _mm512_castpd_ps(_mm512_permutex2var_pd(evens, first, odds));
   high.v = _mm512_castpd_ps(_mm512_permutex2var_pd(evens, second, odds));
 }
-// Or GCC loads a vector anew for each instruction that reads it.
-PAGED_INLINE void keep_in_register(I32& x) { asm("" : "+v"(x.v)); }
+// Words of 32 elements of a and b: to[i] = a[i] and, above it, b[i].
+PAGED_INLINE void interleave(const BFloat16* a, const BFloat16* b, void* to) {
+  I32 low, high;
+  interleave_fours(a, b, low, high);
+  F32 first = as_float(low), second = as_float(high);
+  join_fours(first, second);
+  _mm512_store_ps(to, first.v);
+  _mm512_store_ps(static_cast<std::byte*>(to) + 64, second.v);
+}
 // The same of codes, which bfloat16 has exactly.
 PAGED_INLINE void interleave(const std::int8_t* a, const std::int8_t* b, void* to) {
   for (int i = 0; i < 2; ++i) {
@@ -49,6 +47,8 @@ PAGED_INLINE void interleave(const std::int8_t* a, const std::int8_t* b, void* t
                        _mm512_mask_blend_epi16(0xaaaaaaaau, _mm512_srli_epi32(even, 16), odd));
   }
 }
+// Or GCC loads a vector anew for each instruction that reads it.
+PAGED_INLINE void keep_in_register(I32& x) { asm("" : "+v"(x.v)); }
 // Sixteen codes of a and b times a scale for each lane, rounded to nearest even, side by side as above.
 PAGED_INLINE void interleave_scaled(const std::int8_t* a, const std::int8_t* b, F32 scale, void* to) {
   const auto words = [&](const std::int8_t* p) {
