@@ -30,7 +30,11 @@ __global__ void __launch_bounds__(kStepThreads) begin_step_kernel(BeginStepParam
   const std::byte* staging = step.staging[*step.num_steps & 1];
   if (blockIdx.x < kTableBlocks) {
     const auto* changes = reinterpret_cast<const Vec<std::int32_t, 2>*>(staging + step.table_changes);
-    const auto count = load_from_host(reinterpret_cast<const std::int32_t*>(staging + step.num_table_changes));
+    // By one thread: all threads' reads of the same word of the host's memory would go there one after the other.
+    __shared__ std::int32_t count;
+    if (threadIdx.x == 0)
+      count = load_from_host(reinterpret_cast<const std::int32_t*>(staging + step.num_table_changes));
+    __syncthreads();
     BlockRange{0, kTableBlocks}.each(count, [&](std::int64_t i) {
       const auto* change = changes[i].data;
       step.block_tables[load_from_host(change)] = load_from_host(change + 1);
