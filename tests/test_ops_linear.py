@@ -116,7 +116,8 @@ def test_kernels_decode_the_same_bits(threads: _C.ThreadPool, name: str) -> None
 
 @pytest.mark.parametrize("x_name", DTYPES)
 @pytest.mark.parametrize("name", DTYPES)
-@pytest.mark.parametrize(("rows", "cols"), [(5, 3), (37, 45), (96, 576), (250, 2500)])
+# The last: as many panels as an item of work may have.
+@pytest.mark.parametrize(("rows", "cols"), [(5, 3), (37, 45), (96, 576), (250, 2500), (4100, 96)])
 def test_products_match_float64(threads: _C.ThreadPool, x_name: str, name: str, rows: int, cols: int) -> None:
     weights = random((rows, cols), DTYPES[name], seed=1)
     matrix = pack(threads, weights)

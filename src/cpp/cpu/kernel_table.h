@@ -27,6 +27,7 @@ struct LinearTileSize {
 inline constexpr LinearTileSize kMaxLinearTile{96, 8, 1};
 inline constexpr LinearTileSize kMaxBFloat16Tile{128, 16, 32};  // bfloat16 x bfloat16 by AMX
 inline constexpr int kBFloat16Cols = 32;
+inline constexpr int kPairPanels = 16;                     // at most, of bfloat16 x bfloat16 by dpbf16
 inline constexpr LinearTileSize kMaxCodeTile{256, 8, 16};  // quantised weights by AMX
 inline constexpr int kKeyTile = 64;                        // keys of one step of the online softmax
 inline constexpr int kKeyChunk = 1024;  // keys whose state starts from init; states merge in ascending order

@@ -8,12 +8,6 @@
 
 namespace paged::cpu::PAGED_ISA_NAMESPACE {
 
-// Rows of a register tile, at most `most`, so that the tiles of `num_rows` are as even as they can be.
-PAGED_INLINE int even_tile(int num_rows, int most) {
-  const int tiles = (num_rows + most - 1) / most;
-  return (num_rows + tiles - 1) / tiles;
-}
-
 // Sums of `count` panels side by side, with the bias, -> rows [row, row + num_rows) of the tile.
 template <typename T>
 PAGED_INLINE void finish_panels(const LinearTile& tile, int row, int num_rows, int panel, int count, const float* acc,

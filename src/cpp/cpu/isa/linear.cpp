@@ -66,12 +66,12 @@ struct Accumulators {
 };
 
 // Calls chain(sums, begin, end) for each chain of a pass and adds what it leaves in the sums to acc.
-template <int kLength, int kRows, int kPanels, typename Chain>
+template <int kRows, int kPanels, typename Chain>
 PAGED_INLINE void add_chains(int count, float* acc, Chain chain) {
-  for (int begin = 0; begin < count; begin += kLength) {
+  for (int begin = 0; begin < count; begin += kChain) {
     Accumulators<kRows, kPanels> sums;
     sums.clear();
-    chain(sums.v, begin, count - begin < kLength ? count : begin + kLength);
+    chain(sums.v, begin, count - begin < kChain ? count : begin + kChain);
     sums.add_to(acc);
   }
 }
@@ -82,7 +82,7 @@ template <typename Format, int kRows, int kPanels>
 void multiply_direct(const Pass& pass, int panel) {
   const float* x = pass.x;
   const std::byte* weights = pass.panels + panel * pass.panel_bytes;
-  add_chains<kChain, kRows, kPanels>(pass.count, pass.acc + panel * kPanelRows, [&](auto& acc, int begin, int end) {
+  add_chains<kRows, kPanels>(pass.count, pass.acc + panel * kPanelRows, [&](auto& acc, int begin, int end) {
     for (int k = begin; k < end; k += 8) {
       for (int p = 0; p < kPanels; ++p) {
         F32 w[8];
@@ -112,7 +112,7 @@ template <int kRows, int kPanels>
 void multiply_floats(const Pass& pass, const float* const* w, int row, int panel) {
   const float* x = pass.x + row * pass.x_stride;
   float* out = pass.acc + row * kAccStride + panel * kPanelRows;
-  add_chains<kChain, kRows, kPanels>(pass.count, out, [&](auto& acc, int begin, int end) {
+  add_chains<kRows, kPanels>(pass.count, out, [&](auto& acc, int begin, int end) {
     for (int k = begin; k < end; ++k) {
       F32 weights[kPanels];
       for (int p = 0; p < kPanels; ++p) weights[p] = load(w[p] + k * kPanelRows);

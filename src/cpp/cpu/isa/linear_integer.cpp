@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cpu/isa/linear_integer.h"
 
-#include "cpu/isa/finish_rows.h"
 #include "cpu/isa/integer_format.h"
 #include "cpu/isa/integer_tiles.h"
+#include "cpu/isa/rows.h"
 #include "cpu/quantised_rows.h"
 
 namespace paged::cpu::PAGED_ISA_NAMESPACE {

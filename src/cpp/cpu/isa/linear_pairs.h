@@ -12,13 +12,12 @@
 namespace paged::cpu::PAGED_ISA_NAMESPACE {
 
 constexpr int kFewPairRows = 4;
-constexpr int kPairPass =
-    320;  // k, at most, of a pass over many rows: rows and panels that meet stay in the nearest cache
-constexpr int kPairsAhead = 4096;               // bytes of a panel that few rows ask for before they are needed
+constexpr int kPairPass = 320;     // k, at most, of a pass: many rows and panels that meet stay in the nearest cache
+constexpr int kPairsAhead = 4096;  // bytes of a panel that few rows ask for before they are needed
 constexpr int kPairBytes = 2 * kPanelRows * 2;  // of two k of a panel
 
 struct PairScratch {
-  static constexpr int kStride = 16 * kPanelRows;
+  static constexpr int kStride = kPairPanels * kPanelRows;
   alignas(64) float acc[kMaxLinearTile.rows * kStride];
 };
 

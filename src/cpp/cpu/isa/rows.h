@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows of a MatrixView as typed pointers, and the switch from a runtime dtype to a type.
+// Rows of a MatrixView as typed pointers, how many are taken at once, and the switch from a runtime dtype to a type.
 #pragma once
 
 #include "cpu/isa/vec.h"
@@ -9,6 +9,12 @@ namespace paged::cpu::PAGED_ISA_NAMESPACE {
 
 PAGED_INLINE int larger(int a, int b) { return a > b ? a : b; }
 PAGED_INLINE int smaller(int a, int b) { return a < b ? a : b; }
+
+// Rows of a register tile, at most `most`, so that the tiles of `num_rows` are as even as they can be.
+PAGED_INLINE int even_tile(int num_rows, int most) {
+  const int tiles = (num_rows + most - 1) / most;
+  return (num_rows + tiles - 1) / tiles;
+}
 
 template <typename T>
 PAGED_INLINE T* row_of(const MatrixView& view, std::int64_t row) {

@@ -12,7 +12,8 @@ extern const KernelTable kTable;
 const KernelTable kTable = {
     .isa = PAGED_STRING(PAGED_ISA_NAMESPACE),
     .linear_tile = {kHasTiles ? 64 : 48, kMaxLinearTile.panels, 1},
-    .bfloat16_tile = kHasTiles ? kMaxBFloat16Tile : LinearTileSize{48, 16, 1},
+    .bfloat16_tile =
+        kHasTiles ? kMaxBFloat16Tile : LinearTileSize{48, kDotBf16 ? kPairPanels : kMaxLinearTile.panels, 1},
     .integer_tile = kMaxLinearTile,
     .code_tile = kMaxCodeTile,
     .code_tile_rows = kHasTiles ? 9 : 0,
