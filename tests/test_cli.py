@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -82,7 +83,8 @@ class Terminal:
     def wait_for(self, text: str, *, after: int = 0) -> None:
         deadline = time.monotonic() + 60
         while text not in self.seen[after:]:
-            assert time.monotonic() < deadline, f"no {text!r} in {self.seen!r}"
+            ready, _, _ = select.select([self.fd], [], [], max(0.0, deadline - time.monotonic()))
+            assert ready, f"no {text!r} in {self.seen[after:]!r}"
             try:
                 self.seen += os.read(self.fd, 4096).decode(errors="replace")
             except OSError:
@@ -100,9 +102,23 @@ def test_chat_remembers_and_control_c_stops_the_answer_only(gguf: str) -> None:
     terminal.wait_for("\n> ", after=len(terminal.seen))
     mark = len(terminal.seen)
     terminal.type("Write a very long story about the sea, at least two thousand words.\n")
-    terminal.wait_for("the", after=mark + 70)
+    terminal.wait_for("words.", after=mark)
+    terminal.wait_for("sea", after=terminal.seen.index("words.", mark))
     os.kill(terminal.pid, signal.SIGINT)
     terminal.wait_for("[stopped]", after=mark)
     terminal.wait_for("> ", after=terminal.seen.index("[stopped]", mark))
+    terminal.type("\x04")
+    assert terminal.exit_status() == 0
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.005, 0.02, 0.05])
+def test_control_c_before_the_first_word_does_not_end_the_chat(gguf: str, seconds: float) -> None:
+    terminal = Terminal(gguf)
+    terminal.wait_for("> ")
+    terminal.type("Write a very long story.\n")
+    terminal.wait_for("story.\r\n")
+    time.sleep(seconds)
+    os.kill(terminal.pid, signal.SIGINT)
+    terminal.wait_for("\n> ", after=terminal.seen.index("story."))
     terminal.type("\x04")
     assert terminal.exit_status() == 0

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from paged.handle import Handle
     from paged.llm import LLM
     from paged.sampling import SamplingParams
 
@@ -31,11 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _generate(options: argparse.Namespace) -> int:
     with _open(options) as llm:
-        if llm.has_chat_template and not options.raw:
-            stream = llm.chat([{"role": "user", "content": options.prompt}], _sampling(options), stream=True)
-        else:
-            stream = llm.stream(options.prompt, _sampling(options))
-        _print_stream(stream)
+        is_chat = llm.has_chat_template and not options.raw
+        _print_answer(llm, [{"role": "user", "content": options.prompt}] if is_chat else options.prompt, options)
     return 0
 
 
@@ -52,7 +48,7 @@ def _chat(options: argparse.Namespace) -> int:
                 continue
             messages.append({"role": "user", "content": line})
             try:
-                answer = _print_stream(llm.chat(messages, _sampling(options), stream=True))
+                answer = _print_answer(llm, messages, options)
             except ValueError as error:  # the conversation no longer fits, or the template refuses it
                 print(f"paged: {error}", file=sys.stderr)
                 messages.pop()
@@ -76,15 +72,21 @@ def _lines() -> Iterator[str]:
             yield line
 
 
-def _print_stream(stream: Handle) -> str:
-    """Prints chunks as they come; Ctrl-C ends the answer. Returns what was printed."""
+def _print_answer(llm: LLM, prompt: str | list[dict[str, str]], options: argparse.Namespace) -> str:
+    """Prints chunks as they come; Ctrl-C ends the answer, also one that has not begun. Returns what was printed."""
     parts: list[str] = []
+    stream = None
     try:
+        if isinstance(prompt, str):
+            stream = llm.stream(prompt, _sampling(options))
+        else:
+            stream = llm.chat(prompt, _sampling(options), stream=True)
         for chunk in stream:
             parts.append(chunk.text)
             print(chunk.text, end="", flush=True)
     except KeyboardInterrupt:
-        stream.close()
+        if stream is not None:
+            stream.close()
         print(" [stopped]", end="")
     print(flush=True)
     return "".join(parts)
