@@ -24,6 +24,7 @@ constexpr int kFewRows = 4;
 constexpr int kChain = 32;         // k of one chain
 constexpr int kBlockK = 256;       // k of one pass over many rows
 constexpr int kLongBlockK = 2048;  // k of one pass over few rows
+constexpr int kAhead = 2048;       // bytes of a panel that few rows ask for before they are needed
 static_assert(kBlockK % kChain == 0 && kLongBlockK % kChain == 0);
 constexpr int kAccStride = kMaxLinearTile.panels * kPanelRows;
 
@@ -86,7 +87,11 @@ void multiply_direct(const Pass& pass, int panel) {
     for (int k = begin; k < end; k += 8) {
       for (int p = 0; p < kPanels; ++p) {
         F32 w[8];
-        Format::decode(weights + p * pass.panel_bytes, pass.k_begin + k, w);
+        const std::byte* panel_p = weights + p * pass.panel_bytes;
+        // Panels of float32 are long enough for the machine to follow by itself.
+        for (int i = 0; Format::kBytes < 64 && i < 8 * Format::kBytes; i += 64)
+          __builtin_prefetch(panel_p + (pass.k_begin + k) * Format::kBytes + i + kAhead);
+        Format::decode(panel_p, pass.k_begin + k, w);
         for (int j = 0; j < 8; ++j)
           for (int r = 0; r < kRows; ++r) acc[r][p] = fma(set1(x[r * pass.x_stride + k + j]), w[j], acc[r][p]);
       }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Decoders of the packed floats: eight consecutive k of a panel's 16 rows as float32 vectors.
+// Decoders of the packed floats: eight consecutive k of a panel's 16 rows as float32 vectors. kBytes: of one k.
 #pragma once
 
 #include "cpu/isa/vec.h"
@@ -9,6 +9,7 @@ namespace paged::cpu::PAGED_ISA_NAMESPACE {
 
 template <typename T>
 struct FloatFormat {
+  static constexpr int kBytes = kPanelRows * sizeof(T);
   PAGED_INLINE static void decode(const std::byte* panel, std::int64_t k, F32 (&w)[8]) {
     const T* at = reinterpret_cast<const T*>(panel) + k * kPanelRows;
     for (int i = 0; i < 8; ++i) w[i] = load(at + i * kPanelRows);
@@ -16,6 +17,7 @@ struct FloatFormat {
 };
 
 struct PairFormat {
+  static constexpr int kBytes = kPanelRows * 2;
   PAGED_INLINE static void decode(const std::byte* panel, std::int64_t k, F32 (&w)[8]) {
     for (int i = 0; i < 4; ++i) {
       const I32 words = load_words(panel + (k / 2 + i) * 64);
