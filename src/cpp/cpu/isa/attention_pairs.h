@@ -10,17 +10,6 @@ namespace paged::cpu::PAGED_ISA_NAMESPACE {
 constexpr int kPairBlockRows = 16;  // scores, weights, sums, keys and values of so many stay in the nearest cache
 constexpr int kPairRows = 8;        // at once
 
-// acc[r] += the pair of bfloat16 at a + r * a_stride by the words.
-template <int kRows, int kVectors>
-PAGED_INLINE void add_pair(const BFloat16* a, std::int64_t a_stride, const I32 (&words)[kVectors],
-                           F32 (&acc)[kRows][kVectors]) {
-  for (int r = 0; r < kRows; ++r) {
-    std::uint32_t pair;
-    __builtin_memcpy(&pair, a + r * a_stride, sizeof(pair));
-    for (int v = 0; v < kVectors; ++v) acc[r][v] = dot_pairs(acc[r][v], words[v], set1_word(pair));
-  }
-}
-
 // Rows of a, so many elements apart, by sixteen columns at each of b, whose pairs are so many bytes apart.
 struct PairOperands {
   const BFloat16* a;
@@ -168,8 +157,7 @@ struct PairStep {
   }
   PAGED_INLINE void run(int block) const {
     const RowBlock rows = blocks.at(block);
-    const int num_rows = rows.end - rows.begin, groups = (num_rows + kPairRows - 1) / kPairRows;
-    const int group = (num_rows + groups - 1) / groups;
+    const int num_rows = rows.end - rows.begin, group = even_tile(num_rows, kPairRows);
     for (int i = 0; i < num_rows; i += group)
       score_some<kPairRows>(rows.begin + i, smaller(group, num_rows - i), walk.s.p + i * kKeyTile);
     end_scores(block, num_rows);

@@ -4,9 +4,8 @@
 // the same for all rows. All sums are exact, so they are the same on every instruction set, in any order.
 //
 //   WideDot  weights are widened to 16 bits, even and odd k apart; so are the words of x
-//   ByteDot  AVX512-VNNI, few rows: weights are unsigned bytes; x is 256 * high + low, and the words of x hold four
-//   high
-//            and four low bytes. The same work for the instruction, and none for widening
+//   ByteDot  AVX512-VNNI, few rows: weights are unsigned bytes; x is 256 * high + low, four high and four low bytes in
+//            the words of x. The same work for the instruction, and none for widening
 #pragma once
 
 #include "cpu/isa/vec.h"

@@ -188,15 +188,14 @@ void run_pass(const LinearTile& tile, const Pass& pass, float* scratch) {
 
 void linear(const LinearTile& tile) {
   Scratch& scratch = *reinterpret_cast<Scratch*>(tile.scratch);
-  if constexpr (kHasTiles) {
-    if (tiles_take(tile)) {
-      with_type(tile.out.dtype, [&](auto tag) { multiply_tiles<decltype(tag)>(tile); });
-      return;
-    }
-  }
   if constexpr (kDotBf16) {
-    if (pairs_take(tile)) {
-      with_type(tile.out.dtype, [&](auto tag) { multiply_by_pairs<decltype(tag)>(tile); });
+    if (multiplies_bfloat16(tile)) {
+      with_type(tile.out.dtype, [&](auto tag) {
+        if constexpr (kHasTiles)
+          multiply_tiles<decltype(tag)>(tile);
+        else
+          multiply_by_pairs<decltype(tag)>(tile);
+      });
       return;
     }
   }

@@ -49,11 +49,7 @@ void multiply_pairs(const PairPass& pass, int row, int panel, [[maybe_unused]] s
     if constexpr (kRows <= kFewPairRows && kPanels <= 2)  // machines find more streams by themselves
       for (int p = 0; p < kPanels; ++p) __builtin_prefetch(weights + p * pass.panel_bytes + at + kPairsAhead);
     for (int p = 0; p < kAsks; ++p) __builtin_prefetch(weights + ahead + p * pass.panel_bytes + at, 0, 2);
-    for (int r = 0; r < kRows; ++r) {
-      std::uint32_t pair;
-      __builtin_memcpy(&pair, x + r * pass.x_stride + k, sizeof(pair));
-      for (int p = 0; p < kPanels; ++p) acc[r][p] = dot_pairs(acc[r][p], words[p], set1_word(pair));
-    }
+    add_pair(x + k, pass.x_stride, words, acc);
   }
   for (int r = 0; r < kRows; ++r)
     for (int p = 0; p < kPanels; ++p) store(out + r * kStride + p * kPanelRows, acc[r][p]);
@@ -108,8 +104,9 @@ void multiply_many_pairs(const PairPass& pass, int num_rows, int num_panels, boo
   }
 }
 
-PAGED_INLINE bool pairs_take(const LinearTile& tile) {
-  return kDotBf16 && tile.weights->format == PackedFormat::kBFloat16 && tile.x.dtype == DType::kBFloat16 &&
+// What these products, and those of linear_tiles.h, are for.
+PAGED_INLINE bool multiplies_bfloat16(const LinearTile& tile) {
+  return tile.weights->format == PackedFormat::kBFloat16 && tile.x.dtype == DType::kBFloat16 &&
          tile.x.cols % kBFloat16Cols == 0;
 }
 

@@ -121,11 +121,6 @@ PAGED_INLINE void multiply_pair_tiled(const TiledLinear& item, int row, int num_
   }
 }
 
-PAGED_INLINE bool tiles_take(const LinearTile& tile) {
-  return kHasTiles && tile.weights->format == PackedFormat::kBFloat16 && tile.x.dtype == DType::kBFloat16 &&
-         tile.x.cols % kTileK == 0;
-}
-
 // The products of the tile -> rows of out.
 template <typename T>
 void multiply_tiles(const LinearTile& tile) {
