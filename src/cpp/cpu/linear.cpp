@@ -25,6 +25,9 @@ struct Partition {
 
   std::int64_t groups_of(const PackedMatrix& matrix) const { return divide_up(matrix.num_panels, panels_per_group); }
 
+  // From a group to the one that its thread reads next.
+  std::int64_t groups_ahead() const { return std::max<std::int64_t>(1, num_threads / row_blocks); }
+
   // Threads take row blocks by turns.
   bool is_new(std::int64_t row_block) const { return row_block < num_threads; }
 
@@ -78,35 +81,48 @@ Partition partition(const LinearParams& params, std::int64_t row_begin, std::int
   return {row_begin, num_rows, row_blocks, rows, std::clamp<std::int64_t>(even, 2, size.panels), num_threads, codes};
 }
 
-void run_item(const LinearParams& params, const Partition& cut, std::int64_t item, std::byte* scratch) {
-  const std::int64_t row = item % cut.row_blocks * cut.rows_per_block;
-  std::int64_t group = item / cut.row_blocks;
-  std::int64_t column = 0;
-  int part = 0;
-  for (std::int64_t groups; group >= (groups = cut.groups_of(packed(params, part))); ++part) {
-    group -= groups;
-    column += params.parts[part]->rows;
+// A group of the panels of all parts, counted through.
+struct PartGroup {
+  int part;  // num_parts: there is no such group
+  std::int64_t group;
+  std::int64_t column;  // of out, where the part begins
+};
+
+PartGroup find_group(const LinearParams& params, const Partition& cut, std::int64_t group) {
+  PartGroup at{0, group, 0};
+  for (; at.part < params.num_parts; ++at.part) {
+    const std::int64_t groups = cut.groups_of(packed(params, at.part));
+    if (at.group < groups) break;
+    at.group -= groups;
+    at.column += params.parts[at.part]->rows;
   }
-  const auto& matrix = packed(params, part);
-  const Partition::Panels panels = cut.panels_of(matrix, group);
+  return at;
+}
+
+void run_item(const LinearParams& params, const Partition& cut, std::int64_t item, std::byte* scratch) {
+  const std::int64_t row_block = item % cut.row_blocks, row = row_block * cut.rows_per_block;
+  const PartGroup at = find_group(params, cut, item / cut.row_blocks);
+  const PackedMatrix& matrix = packed(params, at.part);
+  const Partition::Panels panels = cut.panels_of(matrix, at.group);
   LinearTile tile{
       .x = params.x,
       .out = params.out,
       .codes = cut.codes,
       .weights = &matrix,
-      .bias = params.bias != nullptr ? params.bias + column : nullptr,
+      .bias = params.bias != nullptr ? params.bias + at.column : nullptr,
       .row_begin = cut.row_begin + row,
       .panel_begin = panels.begin,
-      .column_begin = column,
+      .column_begin = at.column,
       .num_rows = static_cast<int>(std::min(cut.rows_per_block, cut.num_rows - row)),
       .num_panels = static_cast<int>(panels.count),
       .scratch = scratch,
-      .is_new = cut.is_new(item % cut.row_blocks),
+      .is_new = cut.is_new(row_block),
   };
-  if (group + 1 < cut.groups_of(matrix))
-    cut.ask_for(matrix, cut.panels_of(matrix, group + 1), item % cut.row_blocks, tile);
-  else if (part + 1 < params.num_parts)
-    cut.ask_for(packed(params, part + 1), cut.panels_of(packed(params, part + 1), 0), item % cut.row_blocks, tile);
+  const PartGroup next = find_group(params, cut, item / cut.row_blocks + cut.groups_ahead());
+  if (next.part < params.num_parts) {
+    const PackedMatrix& other = packed(params, next.part);
+    cut.ask_for(other, cut.panels_of(other, next.group), row_block, tile);
+  }
   kernels().linear(tile);
 }
 
@@ -185,7 +201,8 @@ void run_gated_item(const GatedLinearParams& params, const Partition& cut, std::
   if (cut.is_new(row_block)) cut.ask_for(up, panels, 0, tile);
   kernels().linear(tile);
   tile.out = ups, tile.weights = &up, tile.next_bytes = 0;
-  if (group + 1 < cut.groups_of(gate)) cut.ask_for(gate, cut.panels_of(gate, group + 1), row_block, tile);
+  const std::int64_t next = group + cut.groups_ahead();
+  if (next < cut.groups_of(gate)) cut.ask_for(gate, cut.panels_of(gate, next), row_block, tile);
   kernels().linear(tile);
   kernels().gated_activation({gates, ups, params.activation, part_of(params.out, row, column, rows, cols)}, 0, rows);
 }

@@ -195,6 +195,10 @@ void multiply_many(const Rows& all, const LinearTile& tile, WidePanel* panels) {
     const int last = panel < tile.num_panels ? panel : tile.num_panels - 1;
     return matrix.data + (tile.panel_begin + last) * matrix.panel_bytes + k / kLayout.block_k * kLayout.block_bytes();
   };
+  const auto weights_after = [&](int panel) {
+    return panel < tile.num_panels || tile.next == nullptr ? weights_at(panel, 0)
+                                                           : tile.next + (panel - tile.num_panels) * matrix.panel_bytes;
+  };
   for (int panel = 0; panel < tile.num_panels; panel += kIntegerPanels) {
     for (std::int64_t k = 0; k < matrix.cols; k += kBlockK) {
       const int count = static_cast<int>(matrix.cols - k < kBlockK ? matrix.cols - k : kBlockK);
@@ -203,7 +207,7 @@ void multiply_many(const Rows& all, const LinearTile& tile, WidePanel* panels) {
       NextLines next(num_bytes, tiles * count / kLayout.group_k);
       for (int p = 0; p < kIntegerPanels; ++p) {
         widen<kLayout>(weights_at(panel + p, k), count, panels[p]);
-        next.at[p] = is_last ? weights_at(panel + kIntegerPanels + p, 0) : weights_at(panel + p, k + kBlockK);
+        next.at[p] = is_last ? weights_after(panel + kIntegerPanels + p) : weights_at(panel + p, k + kBlockK);
       }
       for (int row = 0; row < tile.num_rows; row += tile_rows) {
         Rows rows = all.from(row);

@@ -32,9 +32,9 @@ struct PairPass {
   float* acc;  // [rows, PairScratch::kStride]
 };
 
-// `ahead`: of kAsks neighbouring panels, where a line is asked for beside each step.
+// `ahead`: lines of kAsks neighbouring panels, one of which is asked for beside each step.
 template <int kAsks, int kRows, int kPanels>
-void multiply_pairs(const PairPass& pass, int row, int panel, [[maybe_unused]] std::int64_t ahead) {
+void multiply_pairs(const PairPass& pass, int row, int panel, [[maybe_unused]] const std::byte* ahead) {
   constexpr int kStride = PairScratch::kStride;
   const BFloat16* x = pass.x + row * pass.x_stride;
   const std::byte* weights = pass.panels + panel * pass.panel_bytes;
@@ -48,7 +48,8 @@ void multiply_pairs(const PairPass& pass, int row, int panel, [[maybe_unused]] s
     for (int p = 0; p < kPanels; ++p) words[p] = load_words(weights + p * pass.panel_bytes + at);
     if constexpr (kRows <= kFewPairRows && kPanels <= 2)  // machines find more streams by themselves
       for (int p = 0; p < kPanels; ++p) __builtin_prefetch(weights + p * pass.panel_bytes + at + kPairsAhead);
-    for (int p = 0; p < kAsks; ++p) __builtin_prefetch(weights + ahead + p * pass.panel_bytes + at, 0, 2);
+    for (int p = 0; p < kAsks; ++p) __builtin_prefetch(ahead + p * pass.panel_bytes, 0, 2);
+    if constexpr (kAsks > 0) ahead += kPairBytes;
     add_pair(x + k, pass.x_stride, words, acc);
   }
   for (int r = 0; r < kRows; ++r)
@@ -62,12 +63,12 @@ void multiply_few_pairs(const PairPass& pass, int num_rows, int num_panels) {
     if (num_rows < kRows) return multiply_few_pairs<kRows - 1>(pass, num_rows, num_panels);
   constexpr int kPanels = kDirectTiles / kRows;
   int panel = 0;
-  for (; panel + kPanels <= num_panels; panel += kPanels) multiply_pairs<0, kRows, kPanels>(pass, 0, panel, 0);
-  for (; panel < num_panels; ++panel) multiply_pairs<0, kRows, 1>(pass, 0, panel, 0);
+  for (; panel + kPanels <= num_panels; panel += kPanels) multiply_pairs<0, kRows, kPanels>(pass, 0, panel, nullptr);
+  for (; panel < num_panels; ++panel) multiply_pairs<0, kRows, 1>(pass, 0, panel, nullptr);
 }
 
 template <int kAsks, int kPanels, int kRows>
-PAGED_INLINE void multiply_pair_rows(const PairPass& pass, int row, int num_rows, int panel, std::int64_t ahead) {
+PAGED_INLINE void multiply_pair_rows(const PairPass& pass, int row, int num_rows, int panel, const std::byte* ahead) {
   if (num_rows == kRows)
     multiply_pairs<kAsks, kRows, kPanels>(pass, row, panel, ahead);
   else if constexpr (kRows > 1)
@@ -77,29 +78,29 @@ PAGED_INLINE void multiply_pair_rows(const PairPass& pass, int row, int num_rows
 // One register tile of rows by one or two panels, which asks for `asks` others.
 template <int kRows>
 PAGED_INLINE void multiply_pair_tile(const PairPass& pass, int row, int num_rows, int panel, bool two, int asks,
-                                     std::int64_t ahead) {
-  if (!two) return multiply_pair_rows<0, 1, kRows>(pass, row, num_rows, panel, 0);
-  if (asks == 0) return multiply_pair_rows<0, kTilePanels, kRows>(pass, row, num_rows, panel, 0);
+                                     const std::byte* ahead) {
+  if (!two) return multiply_pair_rows<0, 1, kRows>(pass, row, num_rows, panel, nullptr);
+  if (asks == 0) return multiply_pair_rows<0, kTilePanels, kRows>(pass, row, num_rows, panel, nullptr);
   if (asks == 1) return multiply_pair_rows<1, kTilePanels, kRows>(pass, row, num_rows, panel, ahead);
   multiply_pair_rows<2, kTilePanels, kRows>(pass, row, num_rows, panel, ahead);
 }
 
-// Two register tiles of rows at a time meet a pair of panels, which stays in the nearest cache with them. If the
-// weights are new to the thread, the next pair comes meanwhile.
+// All rows meet a pair of panels, which stays in the nearest cache with them. If the weights are new to the thread, two
+// of the tiles of rows ask for the next pair meanwhile: at last for `next`.
 template <int kRows>
-void multiply_many_pairs(const PairPass& pass, int num_rows, int num_panels, bool is_new) {
-  const int tile = even_tile(num_rows, kRows);
-  for (int begin = 0; begin < num_rows; begin += 2 * tile) {
-    const int end = smaller(begin + 2 * tile, num_rows);
-    const int asks = !is_new ? 0 : end - begin > tile ? 1 : 2;
-    for (int panel = 0; panel < num_panels; panel += kTilePanels) {
-      const bool is_last = panel + kTilePanels >= num_panels;
-      const std::int64_t to_next = (is_last ? -panel : kTilePanels) * pass.panel_bytes;
-      const std::int64_t ahead =
-          to_next + (is_last && end == num_rows ? (pass.k_end - pass.k_begin) / 2 * kPairBytes : 0);
-      for (int row = begin; row < end; row += tile)
-        multiply_pair_tile<kRows>(pass, row, smaller(tile, end - row), panel, panel + 1 < num_panels, asks,
-                                  ahead + (row == begin ? 0 : pass.panel_bytes));
+void multiply_many_pairs(const PairPass& pass, int num_rows, int num_panels, bool is_new, const std::byte* next) {
+  const int tile = even_tile(num_rows, kRows), num_tiles = (num_rows + tile - 1) / tile;
+  const std::byte* begin = pass.panels + pass.k_begin / 2 * kPairBytes;
+  for (int panel = 0; panel < num_panels; panel += kTilePanels) {
+    const bool is_last = panel + kTilePanels >= num_panels;
+    const std::byte* ahead = is_last ? next : begin + (panel + kTilePanels) * pass.panel_bytes;
+    for (int i = 0; i < num_tiles; ++i) {
+      const bool asks = is_new && (i == 0 || i == num_tiles / 2);
+      multiply_pair_tile<kRows>(pass, i * tile, smaller(tile, num_rows - i * tile), panel, panel + 1 < num_panels,
+                                !asks            ? 0
+                                : num_tiles == 1 ? 2
+                                                 : 1,
+                                ahead + (i == 0 ? 0 : pass.panel_bytes));
     }
   }
 }
@@ -129,7 +130,10 @@ void multiply_by_pairs(const LinearTile& tile) {
     const std::int64_t step = (matrix.cols / 2 + passes - 1) / passes * 2;
     for (; pass.k_begin < matrix.cols; pass.k_begin += step) {
       pass.k_end = pass.k_begin + step < matrix.cols ? pass.k_begin + step : matrix.cols;
-      multiply_many_pairs<kTileRows>(pass, tile.num_rows, tile.num_panels, tile.is_new);
+      const std::byte* next = pass.k_end < matrix.cols ? pass.panels + pass.k_end / 2 * kPairBytes
+                              : tile.next != nullptr   ? tile.next
+                                                       : pass.panels;  // known: nothing comes
+      multiply_many_pairs<kTileRows>(pass, tile.num_rows, tile.num_panels, tile.is_new, next);
     }
   }
   finish_rows<T>(tile, scratch.acc, PairScratch::kStride);
