@@ -215,6 +215,33 @@ def test_block_size_does_not_change_a_bit(
     assert all(torch.equal(out, outs[0]) for out in outs)
 
 
+SHARING = ((1, 1600), (1, 1601), (1, 1200), (1, 90), (1, 1500), (1, 1536), (1, 1530), (1, 1700))
+
+
+@pytest.mark.parametrize("shared_blocks", [70, 64, 40, 96])
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(SHARING, dtype=torch.bfloat16),
+        Case(SHARING, dtype=torch.bfloat16, num_heads=48, head_dim=96, sinks=True, softcap=9.0),
+        Case(SHARING, dtype=torch.bfloat16, cache_dtype=torch.int8),
+        Case(SHARING, head_dim=80, window=1650),
+        Case(SHARING, window=1701),
+    ],
+    ids=repr,
+)
+def test_a_shared_prefix_does_not_change_a_bit(threads: _C.ThreadPool, case: Case, shared_blocks: int) -> None:
+    """All but the fourth begin with the first one's blocks, the last three with as many as they have keys for."""
+    batch = Batch(case, threads)
+    for i, table in enumerate(batch.tables):
+        count = min(len(table), shared_blocks if i < 5 else 96)
+        if i != 3:
+            table[:count] = batch.tables[0][:count]
+    one_by_one = [batch.run(threads, [(i, 0, 1)])[0] for i in range(len(SHARING))]
+    assert all(torch.equal(*pair) for pair in zip(batch.run(threads), one_by_one, strict=True))
+    assert all(torch.equal(*pair) for pair in zip(batch.run(_C.ThreadPool(1)), one_by_one, strict=True))
+
+
 def test_padding_stores_nothing_and_blocks_copy(threads: _C.ThreadPool) -> None:
     storage = torch.zeros(3 * 2 * 2 * 4 * 8)
     cache = ops.KvCache(storage, 3, 4, 2, 8)

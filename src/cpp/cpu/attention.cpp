@@ -4,6 +4,7 @@
 #include "base/divide_up.h"
 #include "cpu/cpu_ops.h"
 #include "cpu/kernel_table.h"
+#include "cpu/shared_prefix.h"
 
 namespace paged::cpu {
 namespace {
@@ -11,6 +12,13 @@ namespace {
 // Batches of at most this many query tokens may give the chunks of one context to several threads; larger ones have
 // items enough, and the workspace stays small.
 constexpr int kMaxSplitTokens = 8;
+constexpr int kMaxSharingTokens = 64;  // that are sure of a state
+
+// States of a head that the workspace has for a batch.
+std::int64_t num_states(std::int64_t num_tokens, std::int64_t num_chunks) {
+  return std::max(std::min<std::int64_t>(num_tokens, kMaxSplitTokens) * num_chunks,
+                  std::min<std::int64_t>(num_tokens, kMaxSharingTokens));
+}
 
 // How the query heads of one kv head and the queries of one sequence are cut into tiles.
 struct Cut {
@@ -53,9 +61,11 @@ std::int64_t items_of(const AttentionParams& params, const Cut& cut) {
   return tiles * params.cache.num_kv_heads * cut.head_tiles;
 }
 
+// A tile of few rows still shares what is done to keys and values.
+constexpr std::int32_t kFewRows = 32;
+
 // As many rows a tile as suit the kernel, for they share what is done to keys and values, but items for every thread.
 Plan plan_of(const AttentionParams& params, int num_threads) {
-  constexpr std::int32_t kFewRows = 32;
   const std::int32_t floats = divide_up(params.cache.head_dim, 16) * 16;
   std::int32_t rows = std::min(kernels().query_rows, kMaxQueryFloats / floats / kFewRows * kFewRows);
   Plan plan{.cut = cut_of(params, rows)};
@@ -73,9 +83,19 @@ Plan plan_of(const AttentionParams& params, int num_threads) {
   return plan;
 }
 
+void take_heads(const AttentionParams& params, const Cut& cut, std::int64_t item, AttentionTile& tile) {
+  const std::int32_t group = params.num_heads / params.cache.num_kv_heads;
+  const auto head_tile = static_cast<std::int32_t>(item % cut.head_tiles);
+  tile.kv_head = static_cast<std::int32_t>(item / cut.head_tiles);
+  tile.head_begin = tile.kv_head * group + head_tile * cut.heads_per_tile;
+  tile.num_heads = std::min(cut.heads_per_tile, group - head_tile * cut.heads_per_tile);
+}
+
 // item -> tile; false where the item's chunk lies outside the keys of its queries.
-bool locate(const AttentionParams& params, const Plan& plan, std::int64_t item, AttentionTile& tile) {
+bool locate(const AttentionParams& params, const Plan& plan, const SharedPrefixes& shared, std::int64_t item,
+            AttentionTile& tile) {
   const BatchView& batch = *params.batch;
+  tile.op = &params;
   const std::int32_t chunk = plan.split ? static_cast<std::int32_t>(item % plan.longest_chunks) : 0;
   if (plan.split) item /= plan.longest_chunks;
   const std::int64_t all_heads = std::int64_t{params.cache.num_kv_heads} * plan.cut.head_tiles;
@@ -84,19 +104,19 @@ bool locate(const AttentionParams& params, const Plan& plan, std::int64_t item, 
        ++tile.sequence)
     item -= tiles * all_heads;
   const auto query_tile = static_cast<std::int32_t>(item % tiles);
-  item /= tiles;
-  const auto head_tile = static_cast<std::int32_t>(item % plan.cut.head_tiles);
-  tile.kv_head = static_cast<std::int32_t>(item / plan.cut.head_tiles);
-  const std::int32_t group = params.num_heads / params.cache.num_kv_heads;
+  take_heads(params, plan.cut, item / tiles, tile);
   const std::int32_t query_len = batch.query_len(tile.sequence);
-  tile.head_begin = tile.kv_head * group + head_tile * plan.cut.heads_per_tile;
-  tile.num_heads = std::min(plan.cut.heads_per_tile, group - head_tile * plan.cut.heads_per_tile);
   tile.query_begin = query_tile * plan.cut.queries_per_tile;
   tile.num_queries = std::min(plan.cut.queries_per_tile, query_len - tile.query_begin);
   const std::int32_t first = batch.seq_lens[tile.sequence] - query_len + tile.query_begin;
-  const Chunks chunks = chunks_of(params, first, first + tile.num_queries - 1);
+  Chunks chunks = chunks_of(params, first, first + tile.num_queries - 1);
+  if (const SharedPrefix* prefix = shared.of(tile.sequence)) {
+    tile.key_begin = prefix->num_keys, tile.states_before = prefix->states;
+    chunks.begin = tile.key_begin / kKeyChunk;
+  }
   tile.chunk_begin = plan.split ? chunk : chunks.begin;
   tile.chunk_end = plan.split ? chunk + 1 : chunks.end;
+  if (plan.split) tile.states_out = {static_cast<float*>(params.workspace), 0, plan.longest_chunks};
   return !plan.split || (chunk >= chunks.begin && chunk < chunks.end);
 }
 
@@ -108,10 +128,34 @@ void merge_item(const AttentionParams& params, const Plan& plan, std::int64_t it
   const std::int32_t position =
       batch.seq_lens[sequence] - batch.query_start[sequence + 1] + static_cast<std::int32_t>(token);
   const Chunks chunks = chunks_of(params, position, position);
-  const float* partials = static_cast<const float*>(params.workspace) +
-                          (item * plan.longest_chunks + chunks.begin) * partial_floats(params.cache.head_dim);
-  kernels().attention_merge(params, token, static_cast<std::int32_t>(item % params.num_heads), partials,
-                            chunks.end - chunks.begin);
+  kernels().attention_merge(params, token, static_cast<std::int32_t>(item % params.num_heads),
+                            {static_cast<float*>(params.workspace), 0, plan.longest_chunks}, chunks.begin, chunks.end);
+}
+
+// Items (prefix, kv head, head tile, chunk, tile of sequences) of the keys that sequences share, the last innermost.
+void attend_to_shared(ThreadPool& threads, const AttentionParams& params, const SharedPrefixes& shared) {
+  const Cut cut = cut_of(params, kFewRows);
+  const std::int64_t all_heads = std::int64_t{params.cache.num_kv_heads} * cut.head_tiles;
+  const auto items_of = [&](const SharedPrefix& prefix) {
+    return all_heads * prefix.num_chunks * cut.query_tiles(prefix.num_sequences);
+  };
+  std::int64_t items = 0;
+  for (int i = 0; i < shared.size(); ++i) items += items_of(shared[i]);
+  threads.parallel_for(items, [&](std::int64_t item, int thread) {
+    int index = 0;
+    for (; item >= items_of(shared[index]); ++index) item -= items_of(shared[index]);
+    const SharedPrefix& prefix = shared[index];
+    const std::int32_t tiles = cut.query_tiles(prefix.num_sequences), queries = divide_up(prefix.num_sequences, tiles);
+    AttentionTile tile{};
+    tile.op = &params, tile.sequence = prefix.sequence, tile.scratch = threads.scratch(thread);
+    tile.query_begin = static_cast<std::int32_t>(item % tiles) * queries;
+    tile.num_queries = std::min(queries, prefix.num_sequences - tile.query_begin);
+    tile.chunk_begin = static_cast<std::int32_t>(item / tiles % prefix.num_chunks);
+    tile.chunk_end = tile.chunk_begin + 1;
+    tile.key_end = prefix.num_keys, tile.states_out = prefix.states;
+    take_heads(params, cut, item / tiles / prefix.num_chunks, tile);
+    if (tile.num_queries > 0) kernels().attention(tile);
+  });
 }
 
 }  // namespace
@@ -119,14 +163,16 @@ void merge_item(const AttentionParams& params, const Plan& plan, std::int64_t it
 void attention(ThreadPool& threads, const AttentionParams& params) {
   const Plan plan = plan_of(params, threads.num_threads());
   const std::int64_t items = plan.items * (plan.split ? plan.longest_chunks : 1);
+  SharedPrefixes shared;
+  if (!plan.split)
+    shared = SharedPrefixes::find(params, static_cast<float*>(params.workspace),
+                                  num_states(params.batch->num_tokens, plan.longest_chunks));
+  if (shared.size() > 0) attend_to_shared(threads, params, shared);
   threads.parallel_for(items, [&](std::int64_t item, int thread) {
     AttentionTile tile{}, after{};
-    if (!locate(params, plan, item, tile)) return;
-    tile.op = after.op = &params;
+    if (!locate(params, plan, shared, item, tile)) return;
     const std::int64_t next = item + threads.num_threads();  // threads take items by turns
-    if (next < items && locate(params, plan, next, after)) tile.after = &after;
-    tile.partials = plan.split ? static_cast<float*>(params.workspace) : nullptr;
-    tile.chunk_stride = plan.longest_chunks;
+    if (next < items && locate(params, plan, shared, next, after)) tile.after = &after;
     tile.scratch = threads.scratch(thread);
     kernels().attention(tile);
   });
@@ -136,9 +182,8 @@ void attention(ThreadPool& threads, const AttentionParams& params) {
 }
 
 std::int64_t attention_workspace_bytes(int max_tokens, int num_heads, int head_dim, int max_seq_len) {
-  const std::int64_t states =
-      std::int64_t{std::min(max_tokens, kMaxSplitTokens)} * num_heads * divide_up(max_seq_len, kKeyChunk);
-  return states * partial_floats(head_dim) * static_cast<std::int64_t>(sizeof(float));
+  return num_states(max_tokens, divide_up(max_seq_len, kKeyChunk)) * num_heads * state_floats(head_dim) *
+         static_cast<std::int64_t>(sizeof(float));
 }
 
 }  // namespace paged::cpu

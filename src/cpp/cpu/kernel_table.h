@@ -55,7 +55,24 @@ struct LinearTile {
   std::int64_t next_bytes = 0;
 };
 
-// Some queries of a sequence, some query heads of one kv head, the keys of some chunks.
+// State of the online softmax of one (query token, head) over keys of one chunk: [m, l, 14 unused, 16 parts of l,
+// acc[head_dim to 16]].
+constexpr std::int64_t state_floats(std::int64_t head_dim) { return 32 + (head_dim + 15) / 16 * 16; }
+
+// The states of some query tokens: [token - first_token, head, chunk].
+struct SoftmaxStates {
+  float* data;  // null: none
+  std::int32_t first_token;
+  std::int32_t num_chunks;
+
+  float* at(const AttentionParams& op, std::int64_t token, int head, int chunk) const {
+    return data +
+           (((token - first_token) * op.num_heads + head) * num_chunks + chunk) * state_floats(op.cache.head_dim);
+  }
+};
+
+// Some queries of a sequence, some query heads of one kv head, the keys of some chunks. Of a shared prefix: the only
+// query of each of some neighbours, all of which see all keys up to key_end.
 struct AttentionTile {
   const AttentionParams* op;
   std::int32_t sequence;
@@ -66,14 +83,13 @@ struct AttentionTile {
   std::int32_t num_queries;  // num_heads * num_queries: see kMaxQueryRows
   std::int32_t chunk_begin;
   std::int32_t chunk_end;
-  float* partials;            // null: merge the chunks and write out; else one state per row and chunk, see below
-  std::int32_t chunk_stride;  // chunks a row has in partials
+  std::int32_t key_begin;  // states of the keys before it are in states_before
+  std::int32_t key_end;    // 0: every query sees the keys up to its own position
+  SoftmaxStates states_before;
+  SoftmaxStates states_out;  // nowhere: merge the chunks and write out
   std::byte* scratch;
   const AttentionTile* after = nullptr;  // one that the thread will probably work on next
 };
-
-// State of the online softmax of one (query token, head) over one chunk: [m, l, 14 unused, acc[head_dim to 16]].
-constexpr std::int64_t partial_floats(std::int64_t head_dim) { return 16 + (head_dim + 15) / 16 * 16; }
 
 // One row of logits under temperature: probabilities relative to the largest.
 struct ExpRow {
@@ -99,8 +115,8 @@ struct KernelTable {
   void (*quantise_rows)(const MatrixView& x, const QuantisedRows& to, std::int64_t row_begin, std::int64_t row_end);
   void (*attention)(const AttentionTile& tile);
   // Merges the states of chunks [begin, end) of one (token, head) and writes its row of out.
-  void (*attention_merge)(const AttentionParams& op, std::int64_t token, std::int32_t head, const float* partials,
-                          std::int32_t num_chunks);
+  void (*attention_merge)(const AttentionParams& op, std::int64_t token, std::int32_t head, const SoftmaxStates& states,
+                          std::int32_t begin, std::int32_t end);
 
   void (*rms_norm)(const RmsNormParams& op, std::int64_t row_begin, std::int64_t row_end);
   void (*add_rms_norm)(const AddRmsNormParams& op, std::int64_t row_begin, std::int64_t row_end);

@@ -224,6 +224,16 @@ void merge(float* max, float* sum, float* acc, float other_max, float other_sum,
   *max = new_max;
 }
 
+// (max, sum, acc) += the states of chunks [begin, end) of a row.
+void merge_states(const AttentionParams& op, const SoftmaxStates& states, std::int64_t token, int head, int begin,
+                  int end, float* max, float* sum, float* acc) {
+  const int head_stride = (op.cache.head_dim + 15) / 16 * 16;
+  for (int chunk = begin; chunk < end; ++chunk) {
+    const float* state = states.at(op, token, head, chunk);
+    merge(max, sum, acc, state[0], state[1], state + 32, head_stride);
+  }
+}
+
 // out = acc / sum, with the head's sink in the sum.
 void normalise(const AttentionParams& op, int head, std::int64_t token, float max, float sum, const float* acc) {
   const int head_dim = op.cache.head_dim;
@@ -262,20 +272,47 @@ void begin_queries(const Walk& walk) {
   load_queries(walk);
 }
 
+// Of the chunks before the tile's.
+void begin_totals(const Walk& walk, int row) {
+  AttentionScratch& s = walk.s;
+  float* total = s.total + row * walk.head_stride;
+  init(&s.total_max[row], &s.total_sum[row], total, walk.head_stride);
+  if (walk.tile.key_begin > 0)
+    merge_states(*walk.tile.op, walk.tile.states_before, walk.token(row), walk.head(row), 0,
+                 walk.tile.key_begin / kKeyChunk, &s.total_max[row], &s.total_sum[row], total);
+}
+
+// A chunk's state: empty, or that of its keys before the tile's.
+void begin_chunk(const Walk& walk, int chunk) {
+  AttentionScratch& s = walk.s;
+  for (int row = 0; row < walk.num_rows; ++row) {
+    float *acc = s.acc + row * walk.head_stride, *parts = s.partial_sums + 16 * row;
+    if (chunk * kKeyChunk < walk.tile.key_begin) {
+      const float* from = walk.tile.states_before.at(*walk.tile.op, walk.token(row), walk.head(row), chunk);
+      s.max[row] = from[0], s.sum[row] = from[1];
+      store(parts, load(from + 16));
+      for (int d = 0; d < walk.head_stride; d += 16) store(acc + d, load(from + 32 + d));
+    } else {
+      init(&s.max[row], &s.sum[row], acc, walk.head_stride);
+      store(parts, zero());
+    }
+    if constexpr (kDotBf16) follow_max(s, row);
+  }
+}
+
 void end_chunk(const Walk& walk, int chunk) {
   AttentionScratch& s = walk.s;
   for (int row = 0; row < walk.num_rows; ++row) {
     const float* acc = s.acc + row * walk.head_stride;
-    if (walk.tile.partials == nullptr) {
+    if (walk.tile.states_out.data == nullptr) {
       merge(&s.total_max[row], &s.total_sum[row], s.total + row * walk.head_stride, s.max[row], s.sum[row], acc,
             walk.head_stride);
       continue;
     }
-    const std::int64_t index = walk.token(row) * walk.tile.op->num_heads + walk.head(row);
-    float* out = walk.tile.partials + (index * walk.tile.chunk_stride + chunk) * (16 + walk.head_stride);
-    out[0] = s.max[row];
-    out[1] = s.sum[row];
-    for (int d = 0; d < walk.head_stride; d += 16) store(out + 16 + d, load(acc + d));
+    float* out = walk.tile.states_out.at(*walk.tile.op, walk.token(row), walk.head(row), chunk);
+    out[0] = s.max[row], out[1] = s.sum[row];
+    store(out + 16, load(s.partial_sums + 16 * row));
+    for (int d = 0; d < walk.head_stride; d += 16) store(out + 32 + d, load(acc + d));
   }
 }
 
@@ -303,12 +340,7 @@ Range first_step(const Walk& walk) {
 // `after`: what comes behind the walk.
 void walk_chunk(const Walk& walk, int chunk, const Coming& after) {
   const Range keys = walk.keys_in(chunk, chunk + 1), to_come = walk.keys_in(chunk, walk.tile.chunk_end);
-  AttentionScratch& s = walk.s;
-  for (int row = 0; row < walk.num_rows; ++row)
-    init(&s.max[row], &s.sum[row], s.acc + row * walk.head_stride, walk.head_stride);
-  const bool in_pairs = pairs_take(*walk.tile.op);
-  if constexpr (kDotBf16)
-    if (in_pairs) begin_sums(walk);
+  begin_chunk(walk, chunk);
   with_cache_type(walk.tile.op->cache.dtype, [&](auto tag) {
     Range range = clip(keys, keys.begin / kKeyTile * kKeyTile);
     while (range.begin < range.end) {
@@ -319,7 +351,7 @@ void walk_chunk(const Walk& walk, int chunk, const Coming& after) {
     }
   });
   if constexpr (kDotBf16)
-    if (in_pairs) end_sums(walk);
+    if (pairs_take(*walk.tile.op)) end_sums(walk);
   end_chunk(walk, chunk);
 }
 
@@ -333,7 +365,8 @@ Walk walk_of(const AttentionTile& tile, std::byte* scratch) {
       .num_rows = tile.num_queries * tile.num_heads,
       .head_dim = head_dim,
       .head_stride = (head_dim + 15) / 16 * 16,
-      .position = batch.seq_lens[sequence] - batch.query_len(sequence) + tile.query_begin,
+      .position =
+          tile.key_end > 0 ? tile.key_end - 1 : batch.seq_lens[sequence] - batch.query_len(sequence) + tile.query_begin,
   };
 }
 
@@ -345,25 +378,22 @@ void attention(const AttentionTile& tile) {
   const Coming after{other, tile.after != nullptr ? first_step(other) : Range{0, 0}};
   begin_queries(walk);
   AttentionScratch& s = walk.s;
-  for (int row = 0; row < walk.num_rows; ++row)
-    init(&s.total_max[row], &s.total_sum[row], s.total + row * walk.head_stride, walk.head_stride);
+  for (int row = 0; row < walk.num_rows; ++row) begin_totals(walk, row);
   for (int chunk = tile.chunk_begin; chunk < tile.chunk_end; ++chunk) walk_chunk(walk, chunk, after);
   if constexpr (kHasTiles) end_tiles();
-  if (tile.partials != nullptr) return;
+  if (tile.states_out.data != nullptr) return;
   for (int row = 0; row < walk.num_rows; ++row)
     normalise(*tile.op, walk.head(row), walk.token(row), s.total_max[row], s.total_sum[row],
               s.total + row * walk.head_stride);
 }
 
-void attention_merge(const AttentionParams& op, std::int64_t token, std::int32_t head, const float* partials,
-                     std::int32_t num_chunks) {
+void attention_merge(const AttentionParams& op, std::int64_t token, std::int32_t head, const SoftmaxStates& states,
+                     std::int32_t begin, std::int32_t end) {
   alignas(64) float acc[kMaxHeadDim];
-  const int head_stride = (op.cache.head_dim + 15) / 16 * 16;
   float max;
   float sum;
-  init(&max, &sum, acc, head_stride);
-  for (int chunk = 0; chunk < num_chunks; ++chunk, partials += 16 + head_stride)
-    merge(&max, &sum, acc, partials[0], partials[1], partials + 16, head_stride);
+  init(&max, &sum, acc, (op.cache.head_dim + 15) / 16 * 16);
+  merge_states(op, states, token, head, begin, end, &max, &sum, acc);
   normalise(op, head, token, max, sum, acc);
 }
 

@@ -91,11 +91,12 @@ PAGED_INLINE void pair_values(const Walk& walk, Range in_tile, const Coming& nex
   }
 }
 
-PAGED_INLINE void begin_sums(const Walk& walk) {
-  for (int row = 0; row < walk.num_rows; ++row) {
-    store(walk.s.partial_sums + 16 * row, zero());
-    walk.s.shift[row] = 0.0f, walk.s.limit[row] = -__builtin_inff();
-  }
+constexpr float kLog2E = 1.44269504f;
+
+// What follows from a row's max, -infinity where it has seen no key.
+PAGED_INLINE void follow_max(AttentionScratch& s, int row) {
+  const bool is_first = s.max[row] == -__builtin_inff();
+  s.limit[row] = s.max[row] + kSlack, s.shift[row] = is_first ? 0.0f : -s.max[row] * kLog2E;
 }
 PAGED_INLINE void end_sums(const Walk& walk) {
   for (int row = 0; row < walk.num_rows; ++row) walk.s.sum[row] = reduce_add(load(walk.s.partial_sums + 16 * row));
@@ -116,8 +117,6 @@ void cap_scores(const AttentionParams& op, int num_rows, float* p) {
     store(p + i, set1(op.softcap) * tanh(load(p + i) * set1(op.scale) / set1(op.softcap)));
 }
 
-constexpr float kLog2E = 1.44269504f;
-
 void raise_max(const Walk& walk, int row, float new_max) {
   AttentionScratch& s = walk.s;
   if (s.max[row] > -__builtin_inff()) {
@@ -126,7 +125,8 @@ void raise_max(const Walk& walk, int row, float new_max) {
     for (int d = 0; d < walk.head_dim; d += 16) store(acc + d, load(acc + d) * scale);
     store(s.partial_sums + 16 * row, load(s.partial_sums + 16 * row) * scale);
   }
-  s.max[row] = new_max, s.limit[row] = new_max + kSlack, s.shift[row] = -new_max * kLog2E;
+  s.max[row] = new_max;
+  follow_max(s, row);
 }
 
 // Scores of rows [row, row + 4), p, -> exponentials in bfloat16, times the values' scales where they have any.

@@ -49,7 +49,7 @@ struct Walk {
   int num_rows;
   int head_dim;
   int head_stride;
-  int position;  // of the tile's first query
+  int position;  // of the tile's first query; of a shared prefix: of its last key
 
   // Keys that query row r sees.
   PAGED_INLINE Range keys_of(int row) const {
@@ -64,7 +64,8 @@ struct Walk {
   // Those of the tile's chunks up to `chunk_end`, from `chunk_begin` on.
   PAGED_INLINE Range keys_in(int chunk_begin, int chunk_end) const {
     const Range all = all_keys();
-    return {larger(all.begin, chunk_begin * kKeyChunk), smaller(all.end, chunk_end * kKeyChunk)};
+    const int end = tile.key_end > 0 ? tile.key_end : all.end;
+    return {larger(larger(all.begin, tile.key_begin), chunk_begin * kKeyChunk), smaller(end, chunk_end * kKeyChunk)};
   }
 };
 

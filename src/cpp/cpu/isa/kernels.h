@@ -14,8 +14,8 @@ void linear(const LinearTile& tile);
 }
 namespace PAGED_ISA_OF_ATTENTION {
 void attention(const AttentionTile& tile);
-void attention_merge(const AttentionParams& op, std::int64_t token, std::int32_t head, const float* partials,
-                     std::int32_t num_chunks);
+void attention_merge(const AttentionParams& op, std::int64_t token, std::int32_t head, const SoftmaxStates& states,
+                     std::int32_t begin, std::int32_t end);
 }  // namespace PAGED_ISA_OF_ATTENTION
 namespace PAGED_ISA_OF_NORM {
 void rms_norm(const RmsNormParams& op, std::int64_t row_begin, std::int64_t row_end);
