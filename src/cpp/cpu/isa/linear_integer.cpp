@@ -99,7 +99,7 @@ struct NextLines {
   NextLines(std::int64_t bytes, int steps) : at{}, a_step((bytes / steps + 63) / 64 * 64) {}
   PAGED_INLINE void ask() {
     for (int p = 0; p < kIntegerPanels; ++p) {
-      for (std::int64_t i = 0; i < a_step; i += 64) __builtin_prefetch(at[p] + i, 0, 2);
+      for (std::int64_t i = 0; i < a_step; i += 64) __builtin_prefetch(at[p] + i);
       at[p] += a_step;
     }
   }

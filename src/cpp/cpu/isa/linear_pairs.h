@@ -48,7 +48,7 @@ void multiply_pairs(const PairPass& pass, int row, int panel, [[maybe_unused]] c
     for (int p = 0; p < kPanels; ++p) words[p] = load_words(weights + p * pass.panel_bytes + at);
     if constexpr (kRows <= kFewPairRows && kPanels <= 2)  // machines find more streams by themselves
       for (int p = 0; p < kPanels; ++p) __builtin_prefetch(weights + p * pass.panel_bytes + at + kPairsAhead);
-    for (int p = 0; p < kAsks; ++p) __builtin_prefetch(ahead + p * pass.panel_bytes, 0, 2);
+    for (int p = 0; p < kAsks; ++p) __builtin_prefetch(ahead + p * pass.panel_bytes);
     if constexpr (kAsks > 0) ahead += kPairBytes;
     add_pair(x + k, pass.x_stride, words, acc);
   }
