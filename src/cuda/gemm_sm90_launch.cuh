@@ -47,6 +47,7 @@ Arguments common_arguments(const GemmProblem& problem, int weight_rows, int toke
   return args;
 }
 
+constexpr int kSlabsEach = 2;      // on a multiprocessor
 constexpr int kChainUnits = 8;     // a warp has but one of them
 constexpr int kMaxSlabUnits = 16;  // a box of TMA has at most 256 rows
 
@@ -55,7 +56,7 @@ int units_of(const GemmProblem& problem) {
   return static_cast<int>((problem.out.cols + per_unit - 1) / per_unit);
 }
 int slab_units(const GpuContext& gpu, const GemmProblem& problem) {
-  const int blocks = 2 * gpu.num_multiprocessors;  // all at once, and no place left over that some would share
+  const int blocks = kSlabsEach * gpu.num_multiprocessors;  // all at once, and no place left over that some would share
   return (units_of(problem) + blocks - 1) / blocks;
 }
 
@@ -85,7 +86,7 @@ bool is_for_slab(const GpuContext& gpu, const GemmProblem& problem) {
   return !gpu.batch_invariant || (problem.x.rows <= 8 && slab_keeps_order(gpu, problem));
 }
 
-constexpr int kSlabRingBytes = 110 * 1024;  // two blocks fit on a multiprocessor
+constexpr int kSlabRingBytes = 110 * 1024;
 
 // Slots are refilled in turn and a slot must always go to the same warps, or one could take the phase before its own
 // for its own: where the ring goes round, its slots are a multiple of warps_k. Few warps suffice; many slots are
@@ -99,6 +100,7 @@ SlabShape slab_shape(int units, bool invariant, const SlabArguments& args) {
   shape.warps_down = (units + C::kUnits - 1) / C::kUnits;
   shape.warps_k = invariant ? args.runs : C::kWarps / shape.warps_down;
   while (!invariant && slots < num_chunks && slots % shape.warps_k > slots / 8) --shape.warps_k;
+  shape.pace = kSlabsEach * kPaceCycles * 2 * units;
   shape.slots = slots < num_chunks ? slots - slots % shape.warps_k : slots;
   // Measured: with few tokens several lanes refill faster, with many they get into each other's way.
   shape.loaders = args.num_rows <= 8 ? std::clamp(shape.slots / 8, 1, 4) : 1;
@@ -177,6 +179,7 @@ void launch_tile(const GpuContext& gpu, const GemmProblem& problem, const TileSh
                      reinterpret_cast<std::uintptr_t>(problem.out.data) % 8 == 0;
   const int chunk_bytes = (shape.tile_rows + C::kWeights) * 128, stage_bytes = C::kChunks * chunk_bytes;
   const int spare_bytes = 1024 + std::max(0, C::kTokens * 128 - chunk_bytes);
+  args.pace = kPaceCycles * C::kChunks * C::kWeights / 8;
   const int tiles = args.row_tiles * args.weight_tiles, all = gpu.num_multiprocessors / C::kSharers;
   const int needed = (args.num_chunks / shape.parts + C::kChunks) / C::kChunks;  // for one tile
   const int room = std::min((kTileSharedBytes - spare_bytes) / stage_bytes, most_stages<C>(problem));

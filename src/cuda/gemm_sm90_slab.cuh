@@ -10,6 +10,7 @@
 
 #include <ptx_sm90.h>
 
+#include "cuda/gemm_sm90_ahead.cuh"
 #include "cuda/gemm_sm90_fragment.cuh"
 #include "gpu/gpu.h"
 
@@ -30,6 +31,7 @@ struct SlabArguments {
 
 struct SlabShape {
   int units, slots, warps_down, warps_k;
+  int pace;        // of load_ahead(), for the weights of a slot
   int loaders;     // lanes that refill slots, at most as many as slots
   int ring_bytes;  // of the slots, and later of the parts
 };
@@ -75,7 +77,7 @@ __device__ __forceinline__ void load_slab_weights(const SlabArguments& args, con
     load_box(ring.weights(slot), &args.weights, &ring.full[slot], kEvictFirst, first_k_of(args, chunk), first * 16);
 }
 
-// By a whole warp: its lanes start the first ring together; a few go on, as one alone is too slow for small slots.
+// By a whole warp, of which a few lanes go on after the first ring, as one alone is too slow for small slots.
 template <class C>
 __device__ __forceinline__ void produce_slab(const SlabArguments& args, const SlabShape& shape,
                                              const SlabRing<C>& ring) {
@@ -83,7 +85,7 @@ __device__ __forceinline__ void produce_slab(const SlabArguments& args, const Sl
   const auto load_tokens = [&](int slot, int chunk) {
     load_box(ring.tokens(slot), &args.tokens, &ring.full[slot], kEvictLast, first_k_of(args, chunk), 0);
   };
-  for (int i = lane; i < ahead; i += 32) load_slab_weights(args, shape, ring, i, i);
+  load_ahead(ahead, shape.pace, [&](int i) { load_slab_weights(args, shape, ring, i, i); });
   wait_for_predecessors();
   for (int i = lane; i < ahead; i += 32) load_tokens(i, i);
   if (lane >= shape.loaders) return;

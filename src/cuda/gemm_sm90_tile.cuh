@@ -14,6 +14,7 @@
 #include <ptx_cluster.h>
 #include <ptx_sm90.h>
 
+#include "cuda/gemm_sm90_ahead.cuh"
 #include "cuda/gemm_sm90_fragment.cuh"
 #include "gpu/gpu.h"
 
@@ -29,6 +30,7 @@ struct TileArguments {
   int row_tiles, weight_tiles;  // the latter for each block of a cluster that shares x
   int num_chunks;               // of 64 k
   int stages;
+  int pace;                     // of load_ahead(), for the weights of a stage
   bool float_out, float_pairs;  // float32; two at a time
   Activation activation;        // gated only
 };
@@ -142,14 +144,13 @@ __device__ __forceinline__ void load_tile_tokens(const TileArguments& args, cons
 }
 
 // By a whole warp: load(stage, tile, chunk) for all of this block's tiles, each as soon as the stage is free. The first
-// ones are free; the lanes start them together.
+// ones are free, and loaded at a pace.
 template <class C, class Load>
 __device__ __forceinline__ void fill_ring(const TileArguments& args, const TileShare<C>& share, const TileRing<C>& ring,
-                                          const Load& load) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
+                                          int pace, const Load& load) {
   const int ahead = share.num_stages < args.stages ? share.num_stages : args.stages;
-  for (int i = lane; i < ahead; i += 32) load(i, share.tile(share.first), share.first_chunk + i * C::kChunks);
-  if (lane != 0) return;
+  load_ahead(ahead, pace, [&](int i) { load(i, share.tile(share.first), share.first_chunk + i * C::kChunks); });
+  if (threadIdx.x % 32 != 0) return;
   int stage = ahead == args.stages ? 0 : ahead, parity = ahead == args.stages ? 0 : 1, begin = ahead;
   for (int index = share.first; index < share.count; index += share.step) {
     const Tile tile = share.tile(index);
@@ -361,11 +362,11 @@ __global__ void __launch_bounds__(C::kThreads, 1) gemm_sm90_tile_kernel(const __
     __syncthreads();
   if (threadIdx.x >= kLoaders + 32) {
     wait_for_predecessors();
-    fill_ring(args, share, ring, [&](int stage, const Tile& tile, int chunk) {
+    fill_ring(args, share, ring, 0, [&](int stage, const Tile& tile, int chunk) {
       load_tile_tokens(args, ring, share.sharer, stage, tile.row_tile, chunk);
     });
   } else if (threadIdx.x >= kLoaders) {
-    fill_ring(args, share, ring, [&](int stage, const Tile& tile, int chunk) {
+    fill_ring(args, share, ring, args.pace, [&](int stage, const Tile& tile, int chunk) {
       load_tile_weights(args, ring, stage, tile.weight_tile, chunk);
     });
   } else {

@@ -65,6 +65,8 @@ __device__ __forceinline__ void spin(Barrier* barrier, int parity) {
                  : "memory");
 }
 
+__device__ __forceinline__ std::int64_t cycles() { return clock64(); }  // of this multiprocessor, so far
+
 // This thread's ordinary writes to shared memory are seen by later TMA and wgmma (after a barrier, by those of others).
 __device__ __forceinline__ void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
