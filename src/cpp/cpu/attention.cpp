@@ -137,7 +137,7 @@ void attend_to_shared(ThreadPool& threads, const AttentionParams& params, const 
   const Cut cut = cut_of(params, kFewRows);
   const std::int64_t all_heads = std::int64_t{params.cache.num_kv_heads} * cut.head_tiles;
   const auto items_of = [&](const SharedPrefix& prefix) {
-    return all_heads * prefix.num_chunks * cut.query_tiles(prefix.num_sequences);
+    return all_heads * prefix.states.num_chunks * cut.query_tiles(prefix.num_sequences);
   };
   std::int64_t items = 0;
   for (int i = 0; i < shared.size(); ++i) items += items_of(shared[i]);
@@ -150,10 +150,10 @@ void attend_to_shared(ThreadPool& threads, const AttentionParams& params, const 
     tile.op = &params, tile.sequence = prefix.sequence, tile.scratch = threads.scratch(thread);
     tile.query_begin = static_cast<std::int32_t>(item % tiles) * queries;
     tile.num_queries = std::min(queries, prefix.num_sequences - tile.query_begin);
-    tile.chunk_begin = static_cast<std::int32_t>(item / tiles % prefix.num_chunks);
+    tile.chunk_begin = static_cast<std::int32_t>(item / tiles % prefix.states.num_chunks);
     tile.chunk_end = tile.chunk_begin + 1;
     tile.key_end = prefix.num_keys, tile.states_out = prefix.states;
-    take_heads(params, cut, item / tiles / prefix.num_chunks, tile);
+    take_heads(params, cut, item / tiles / prefix.states.num_chunks, tile);
     if (tile.num_queries > 0) kernels().attention(tile);
   });
 }

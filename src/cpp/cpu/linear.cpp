@@ -117,6 +117,7 @@ void run_item(const LinearParams& params, const Partition& cut, std::int64_t ite
       .num_panels = static_cast<int>(panels.count),
       .scratch = scratch,
       .is_new = cut.is_new(row_block),
+      .next = matrix.data + panels.begin * matrix.panel_bytes,
   };
   const PartGroup next = find_group(params, cut, item / cut.row_blocks + cut.groups_ahead());
   if (next.part < params.num_parts) {
@@ -197,7 +198,8 @@ void run_gated_item(const GatedLinearParams& params, const Partition& cut, std::
                   .num_rows = static_cast<int>(rows),
                   .num_panels = static_cast<int>(panels.count),
                   .scratch = scratch,
-                  .is_new = cut.is_new(row_block)};
+                  .is_new = cut.is_new(row_block),
+                  .next = gate.data + panels.begin * gate.panel_bytes};
   if (cut.is_new(row_block)) cut.ask_for(up, panels, 0, tile);
   kernels().linear(tile);
   tile.out = ups, tile.weights = &up, tile.next_bytes = 0;

@@ -28,11 +28,11 @@ std::int32_t keys_in_common(const AttentionParams& params, std::int32_t a, std::
 // The neighbours from `first` on that share as much as the first two do.
 SharedPrefix prefix_at(const AttentionParams& params, std::int32_t first) {
   const BatchView& batch = *params.batch;
-  if (!decodes(batch, first) || !decodes(batch, first + 1)) return {first, 1, 0, 0, {}};
+  if (!decodes(batch, first) || !decodes(batch, first + 1)) return {first, 1, 0, {}};
   const std::int32_t keys = keys_in_common(params, first, first + 1) / kKeyTile * kKeyTile;
   std::int32_t end = first + 2;
   while (keys > 0 && decodes(batch, end) && keys_in_common(params, first, end) >= keys) ++end;
-  return {first, keys > 0 ? end - first : 1, keys, 0, {}};
+  return {first, keys > 0 ? end - first : 1, keys, {}};
 }
 
 bool is_windowed(const AttentionParams& params) {
@@ -51,12 +51,12 @@ SharedPrefixes SharedPrefixes::find(const AttentionParams& params, float* states
     SharedPrefix prefix = prefix_at(params, first);
     first += prefix.num_sequences;
     const auto fitting = static_cast<std::int32_t>(num_states / prefix.num_sequences);
-    prefix.num_chunks = std::min(divide_up(prefix.num_keys, kKeyChunk), fitting);
-    prefix.num_keys = std::min(prefix.num_keys, prefix.num_chunks * kKeyChunk);
+    const std::int32_t num_chunks = std::min(divide_up(prefix.num_keys, kKeyChunk), fitting);
+    prefix.num_keys = std::min(prefix.num_keys, num_chunks * kKeyChunk);
     if (std::int64_t{prefix.num_keys} * (prefix.num_sequences - 1) < kFewestSaved) continue;
-    prefix.states = {states, batch.query_start[prefix.sequence], prefix.num_chunks};
-    states += std::int64_t{prefix.num_sequences} * prefix.num_chunks * state;
-    num_states -= std::int64_t{prefix.num_sequences} * prefix.num_chunks;
+    prefix.states = {states, batch.query_start[prefix.sequence], num_chunks};
+    states += std::int64_t{prefix.num_sequences} * num_chunks * state;
+    num_states -= std::int64_t{prefix.num_sequences} * num_chunks;
     found.prefixes_[static_cast<std::size_t>(found.size_++)] = prefix;
   }
   return found;

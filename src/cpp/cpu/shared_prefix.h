@@ -16,7 +16,6 @@ struct SharedPrefix {
   std::int32_t sequence;  // the first
   std::int32_t num_sequences;
   std::int32_t num_keys;  // a multiple of kKeyTile
-  std::int32_t num_chunks;
   SoftmaxStates states;
 };
 

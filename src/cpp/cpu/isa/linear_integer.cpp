@@ -196,8 +196,7 @@ void multiply_many(const Rows& all, const LinearTile& tile, WidePanel* panels) {
     return matrix.data + (tile.panel_begin + last) * matrix.panel_bytes + k / kLayout.block_k * kLayout.block_bytes();
   };
   const auto weights_after = [&](int panel) {
-    return panel < tile.num_panels || tile.next == nullptr ? weights_at(panel, 0)
-                                                           : tile.next + (panel - tile.num_panels) * matrix.panel_bytes;
+    return panel < tile.num_panels ? weights_at(panel, 0) : tile.next + (panel - tile.num_panels) * matrix.panel_bytes;
   };
   for (int panel = 0; panel < tile.num_panels; panel += kIntegerPanels) {
     for (std::int64_t k = 0; k < matrix.cols; k += kBlockK) {

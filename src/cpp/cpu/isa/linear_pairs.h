@@ -96,11 +96,9 @@ void multiply_many_pairs(const PairPass& pass, int num_rows, int num_panels, boo
     const std::byte* ahead = is_last ? next : begin + (panel + kTilePanels) * pass.panel_bytes;
     for (int i = 0; i < num_tiles; ++i) {
       const bool asks = is_new && (i == 0 || i == num_tiles / 2);
+      const int lines = !asks ? 0 : num_tiles == 1 ? 2 : 1;
       multiply_pair_tile<kRows>(pass, i * tile, smaller(tile, num_rows - i * tile), panel, panel + 1 < num_panels,
-                                !asks            ? 0
-                                : num_tiles == 1 ? 2
-                                                 : 1,
-                                ahead + (i == 0 ? 0 : pass.panel_bytes));
+                                lines, ahead + (i == 0 ? 0 : pass.panel_bytes));
     }
   }
 }
@@ -130,9 +128,7 @@ void multiply_by_pairs(const LinearTile& tile) {
     const std::int64_t step = (matrix.cols / 2 + passes - 1) / passes * 2;
     for (; pass.k_begin < matrix.cols; pass.k_begin += step) {
       pass.k_end = pass.k_begin + step < matrix.cols ? pass.k_begin + step : matrix.cols;
-      const std::byte* next = pass.k_end < matrix.cols ? pass.panels + pass.k_end / 2 * kPairBytes
-                              : tile.next != nullptr   ? tile.next
-                                                       : pass.panels;  // known: nothing comes
+      const std::byte* next = pass.k_end < matrix.cols ? pass.panels + pass.k_end / 2 * kPairBytes : tile.next;
       multiply_many_pairs<kTileRows>(pass, tile.num_rows, tile.num_panels, tile.is_new, next);
     }
   }
