@@ -122,3 +122,23 @@ def test_control_c_before_the_first_word_does_not_end_the_chat(gguf: str, second
     terminal.wait_for("\n> ", after=terminal.seen.index("story."))
     terminal.type("\x04")
     assert terminal.exit_status() == 0
+
+
+INTERRUPTED_IN_EXEC = """
+import contextlib, sys
+from paged import cli
+
+class Interrupted:
+    def chat(self, *_: object, **__: object) -> None:
+        exec("raise KeyboardInterrupt")  # as in the namedtuple() of a module that a first chat imports
+
+cli._open = lambda options: contextlib.nullcontext(Interrupted())
+cli._lines = lambda: ["hello"]
+sys.exit(cli.main(["chat"]))
+"""
+
+
+def test_an_interrupt_inside_exec_does_not_end_the_chat_by_sigint(tmp_path: Path) -> None:
+    (tmp_path / "chat_interrupted_in_exec.py").write_text(INTERRUPTED_IN_EXEC)
+    done = subprocess.run([sys.executable, "-m", "chat_interrupted_in_exec"], cwd=tmp_path, capture_output=True)
+    assert (done.returncode, done.stdout) == (0, b" [stopped]\n")

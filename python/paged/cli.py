@@ -87,6 +87,7 @@ def _print_answer(llm: LLM, prompt: str | list[dict[str, str]], options: argpars
     except KeyboardInterrupt:
         if stream is not None:
             stream.close()
+        exec("")  # one that left an exec(str) of a first import would else end Python by SIGINT at its exit
         print(" [stopped]", end="")
     print(flush=True)
     return "".join(parts)
