@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <limits>
 
 #include "base/check.h"
 #include "base/divide_up.h"
@@ -68,17 +69,31 @@ LinearTileSize tile_size(const LinearParams& params, const QuantisedRows* codes)
   return bfloat16 ? kernels().bfloat16_tile : kernels().linear_tile;
 }
 
-// Four items a thread where there is that much work, so that the last item to finish is not long alone.
+// Panels of a group, so that the last item to finish is not long alone: four items a thread where there is that much
+// work, or so many more or fewer that all threads have as many.
+std::int64_t panels_per_group(const LinearParams& params, std::int64_t row_blocks, int num_threads, int most) {
+  std::int64_t panels = 0;
+  for (int i = 0; i < params.num_parts; ++i) panels += packed(params, i).num_panels;
+  const std::int64_t even = std::clamp<std::int64_t>(panels * row_blocks / (4 * num_threads) / 2 * 2, 2, most);
+  std::int64_t best = even, best_load = std::numeric_limits<std::int64_t>::max();
+  for (const std::int64_t count : {even, even + 2, even - 2}) {
+    if (count < 2 || count > most) continue;
+    std::int64_t items = 0;
+    for (int i = 0; i < params.num_parts; ++i) items += row_blocks * divide_up(packed(params, i).num_panels, count);
+    const std::int64_t load = divide_up(items, num_threads) * count;
+    if (load < best_load) best = count, best_load = load;
+  }
+  return best;
+}
+
 Partition partition(const LinearParams& params, std::int64_t row_begin, std::int64_t num_rows, int num_threads,
                     const QuantisedRows* codes) {
   const LinearTileSize size = tile_size(params, codes);
-  std::int64_t panels = 0;
-  for (int i = 0; i < params.num_parts; ++i) panels += packed(params, i).num_panels;
   const std::int64_t blocks = std::max<std::int64_t>(1, divide_up(num_rows, size.rows));
   const std::int64_t rows = divide_up(divide_up(num_rows, blocks), size.row_step) * size.row_step;
   const std::int64_t row_blocks = divide_up(num_rows, rows);
-  const std::int64_t even = panels * row_blocks / (4 * num_threads) / 2 * 2;
-  return {row_begin, num_rows, row_blocks, rows, std::clamp<std::int64_t>(even, 2, size.panels), num_threads, codes};
+  const std::int64_t group = panels_per_group(params, row_blocks, num_threads, size.panels);
+  return {row_begin, num_rows, row_blocks, rows, group, num_threads, codes};
 }
 
 // A group of the panels of all parts, counted through.

@@ -56,15 +56,23 @@ void multiply_pairs(const PairPass& pass, int row, int panel, [[maybe_unused]] c
     for (int p = 0; p < kPanels; ++p) store(out + r * kStride + p * kPanelRows, acc[r][p]);
 }
 
-// Up to kFewPairRows rows.
+template <int kRows, int kPanels>
+PAGED_INLINE void multiply_pair_panels(const PairPass& pass, int panel, int num_panels) {
+  if (num_panels == kPanels)
+    multiply_pairs<0, kRows, kPanels>(pass, 0, panel, nullptr);
+  else if constexpr (kPanels > 1)
+    multiply_pair_panels<kRows, kPanels - 1>(pass, panel, num_panels);
+}
+
+// Up to kFewPairRows rows, by as many panels at once as can be.
 template <int kRows>
 void multiply_few_pairs(const PairPass& pass, int num_rows, int num_panels) {
   if constexpr (kRows > 1)
     if (num_rows < kRows) return multiply_few_pairs<kRows - 1>(pass, num_rows, num_panels);
   constexpr int kPanels = kDirectTiles / kRows;
-  int panel = 0;
-  for (; panel + kPanels <= num_panels; panel += kPanels) multiply_pairs<0, kRows, kPanels>(pass, 0, panel, nullptr);
-  for (; panel < num_panels; ++panel) multiply_pairs<0, kRows, 1>(pass, 0, panel, nullptr);
+  const int tile = even_tile(num_panels, kPanels);
+  for (int panel = 0; panel < num_panels; panel += tile)
+    multiply_pair_panels<kRows, kPanels>(pass, panel, smaller(tile, num_panels - panel));
 }
 
 template <int kAsks, int kPanels, int kRows>
