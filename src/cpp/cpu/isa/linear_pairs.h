@@ -69,7 +69,7 @@ template <int kRows>
 void multiply_few_pairs(const PairPass& pass, int num_rows, int num_panels) {
   if constexpr (kRows > 1)
     if (num_rows < kRows) return multiply_few_pairs<kRows - 1>(pass, num_rows, num_panels);
-  constexpr int kPanels = kDirectTiles / kRows;
+  constexpr int kPanels = kRows < 3 ? 8 : 24 / kRows;  // whose sums fit the registers
   const int tile = even_tile(num_panels, kPanels);
   for (int panel = 0; panel < num_panels; panel += tile)
     multiply_pair_panels<kRows, kPanels>(pass, panel, smaller(tile, num_panels - panel));
