@@ -61,6 +61,13 @@ int num_quantised(const LinearParams& params) {
   return count;
 }
 
+bool has_half_groups(const LinearParams& params) {
+  bool found = false;
+  for (int i = 0; i < params.num_parts; ++i)
+    if (const QuantLayout* layout = layout_of(packed(params, i).format)) found |= layout->group_k < kCodeGroup;
+  return found;
+}
+
 LinearTileSize tile_size(const LinearParams& params, const QuantisedRows* codes) {
   if (codes != nullptr && codes->layout == CodeLayout::kTiles) return kernels().code_tile;
   if (num_quantised(params) == params.num_parts) return kernels().integer_tile;
@@ -149,15 +156,6 @@ void run_rows(ThreadPool& threads, const LinearParams& params, const Partition& 
                        [&](std::int64_t item, int thread) { run_item(params, cut, item, threads.scratch(thread)); });
 }
 
-// Codes of rows [row, row + count) of x, in the workspace.
-QuantisedRows codes_in_workspace(const LinearParams& params, std::int64_t row, std::int64_t count, bool tiled) {
-  const std::int64_t cols = params.x.cols;
-  if (tiled) return {static_cast<std::byte*>(params.workspace), nullptr, row, cols, CodeLayout::kTiles};
-  auto* groups = static_cast<CodeGroup*>(params.workspace);
-  const CodeLayout layout = count <= kFewCodeRows ? CodeLayout::kFewRows : CodeLayout::kManyRows;
-  return {reinterpret_cast<std::byte*>(groups + count * (cols / kCodeGroup)), groups, row, cols, layout};
-}
-
 // Rows in turn, as many as the workspace holds the codes of. Few of them are quantised by the calling thread alone, in
 // less time than others take to hear of it.
 void run_quantised(ThreadPool& threads, const LinearParams& params) {
@@ -168,7 +166,8 @@ void run_quantised(ThreadPool& threads, const LinearParams& params) {
   PAGED_CHECK(params.workspace != nullptr, "linear: products with quantised weights need a workspace");
   for (std::int64_t row = 0; row < params.x.rows; row += at_once) {
     const std::int64_t count = std::min(at_once, params.x.rows - row);
-    const QuantisedRows codes = codes_in_workspace(params, row, count, tiled);
+    const QuantisedRows codes{static_cast<std::byte*>(params.workspace), row, cols,
+                              tiled ? CodeLayout::kTiles : CodeLayout::kRows, has_half_groups(params)};
     const std::int64_t unit = tiled ? kernels().code_tile.row_step : 1;  // rows that share a tile are one thread's
     parallel_rows(threads, divide_up(count, unit), unit * quantised_row_bytes(cols, tiled),
                   [&](std::int64_t begin, std::int64_t end) {

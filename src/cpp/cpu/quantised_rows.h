@@ -18,9 +18,11 @@ inline constexpr int kCodeGroup = 32;
 inline constexpr int kCodePadding = 64;  // between rows: rows as far apart as a power of two evict one another
 
 struct CodeGroup {
-  float scale;           // NaN where x has a NaN or an infinity
-  float scaled_sum;      // scale * the sum of the codes, exact
-  std::int32_t sums[2];  // of the codes of each half, where rows are few
+  std::byte codes[2 * kCodeGroup];
+  float scale;             // NaN where x has a NaN or an infinity
+  float scaled_sum;        // scale * the sum of the codes, exact
+  std::int32_t sum;        // of the codes
+  std::int32_t first_sum;  // of the first half's, where some weights' groups are as small
 };
 
 // A group of sixteen rows as AMX tiles read them: code * scale = high + low, the first a multiple of 256 scales.
@@ -30,26 +32,30 @@ struct CodeTile {
   float scaled_sums[16];
 };
 
-// What codes are laid out for. Up to kFewCodeRows rows are few.
-enum class CodeLayout { kFewRows, kManyRows, kTiles };
-inline constexpr int kFewCodeRows = 8;
+enum class CodeLayout { kRows, kTiles };
 
 // Borrowed memory. Row 0 is row `first_row` of x.
 struct QuantisedRows {
-  std::byte* codes;   // [rows][code_stride], two bytes a code; tiles: CodeTile [rows / 16][cols / 32]
-  CodeGroup* groups;  // [rows][cols / 32]; tiles: null
+  std::byte* data;  // CodeGroup [cols / 32] in each row; tiles: CodeTile [rows / 16][cols / 32]
   std::int64_t first_row;
   std::int64_t cols;  // a multiple of 32
   CodeLayout layout;
+  bool halves;  // whether first_sum is wanted
 
-  PAGED_INLINE CodeTile* tiles() const { return reinterpret_cast<CodeTile*>(codes); }
-  PAGED_INLINE std::int64_t code_stride() const { return 2 * cols + kCodePadding; }
-  PAGED_INLINE std::int64_t group_stride() const { return cols / kCodeGroup; }
+  PAGED_INLINE CodeTile* tiles() const { return reinterpret_cast<CodeTile*>(data); }
+  PAGED_INLINE std::int64_t tile_stride() const { return cols / kCodeGroup; }
+  PAGED_INLINE std::int64_t row_stride() const {
+    return tile_stride() * static_cast<std::int64_t>(sizeof(CodeGroup)) + kCodePadding;
+  }
+  PAGED_INLINE CodeGroup* row(std::int64_t row) const {
+    return reinterpret_cast<CodeGroup*>(data + (row - first_row) * row_stride());
+  }
 };
 
 constexpr std::int64_t quantised_row_bytes(std::int64_t cols, bool tiled) {
-  const auto bytes = static_cast<std::int64_t>(tiled ? sizeof(CodeTile) / 16 : sizeof(CodeGroup));
-  return cols / kCodeGroup * bytes + (tiled ? 0 : 2 * cols + kCodePadding);
+  const std::int64_t groups = cols / kCodeGroup;
+  return groups * static_cast<std::int64_t>(tiled ? sizeof(CodeTile) / 16 : sizeof(CodeGroup)) +
+         (tiled ? 0 : kCodePadding);
 }
 
 // Rows of x that are quantised before their products begin: as many as stay in the outer caches, but enough for the

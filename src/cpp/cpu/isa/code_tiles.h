@@ -85,7 +85,7 @@ PAGED_INLINE void code_tiles(const MatrixView& x, const QuantisedRows& to, std::
   for (std::int64_t row = row_begin; row < row_end; row += 16) {
     const T* rows[16];
     for (int r = 0; r < 16; ++r) rows[r] = row_of<const T>(x, row + r < row_end ? row + r : row_end - 1);
-    CodeTile* tiles = to.tiles() + (row - to.first_row) / 16 * to.group_stride();
+    CodeTile* tiles = to.tiles() + (row - to.first_row) / 16 * to.tile_stride();
     for (std::int64_t k = 0; k < to.cols; k += kCodeGroup) code_tile(rows, k, smallest, tiles[k / kCodeGroup]);
   }
 }

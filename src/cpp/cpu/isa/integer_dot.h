@@ -4,7 +4,7 @@
 // the same for all rows. All sums are exact, so they are the same on every instruction set, in any order.
 //
 //   WideDot  weights are widened to 16 bits, even and odd k apart; so are the words of x
-//   ByteDot  AVX512-VNNI, few rows: weights are unsigned bytes; x is 256 * high + low, four high and four low bytes in
+//   ByteDot  AVX512-VNNI: weights are unsigned bytes; x is 256 * high + low, four high and four low bytes in
 //            the words of x. The same work for the instruction, and none for widening
 #pragma once
 
@@ -148,7 +148,7 @@ struct WideDot {
     return {(w.even + offset) ^ sign, (w.odd + offset) ^ sign};
   }
 
-  PAGED_INLINE static Sums sums_from(std::int32_t start) { return {set1_word(static_cast<std::uint32_t>(start))}; }
+  PAGED_INLINE static Sums sums_from(I32 start) { return {start}; }
   PAGED_INLINE static void add_products(Sums& sums, Operand w, QuadOfX x) {
     sums.all = add_pairs(add_pairs(sums.all, w.even, x.first), w.odd, x.second);
   }
@@ -191,9 +191,7 @@ struct ByteDot {
     return {(kHalf == 0 ? words : shift_right<4>(words)) & set1_word(0x0f0f0f0fu)};
   }
 
-  PAGED_INLINE static Sums sums_from(std::int32_t start) {
-    return {{_mm512_setzero_si512()}, set1_word(static_cast<std::uint32_t>(start))};
-  }
+  PAGED_INLINE static Sums sums_from(I32 start) { return {set1_word(0), start}; }
   PAGED_INLINE static void add_products(Sums& sums, Operand w, QuadOfX x) {
     sums.high = {_mm512_dpbusd_epi32(sums.high.v, w.bytes.v, x.first.v)};
     sums.low = {_mm512_dpbusd_epi32(sums.low.v, w.bytes.v, x.second.v)};
@@ -208,11 +206,20 @@ struct ByteDot {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 16), _mm_unpackhi_epi32(high, low));
   }
 };
-using FewRowsDot = ByteDot;
+
+// Products with codes as they lie: rows by panels whose sums and results fit the registers, and whether any number of
+// rows does best so.
+using CodesDot = ByteDot;
+inline constexpr int kCodesRows = 4;
+inline constexpr int kCodesPanels = 2;
+inline constexpr bool kCodesMeetAll = true;
 
 #else
 
-using FewRowsDot = WideDot;
+using CodesDot = WideDot;
+inline constexpr int kCodesRows = 8;
+inline constexpr int kCodesPanels = 1;
+inline constexpr bool kCodesMeetAll = false;
 
 #endif
 

@@ -9,29 +9,46 @@
 namespace paged::cpu::PAGED_ISA_NAMESPACE {
 namespace {
 
-constexpr int kAhead = 6144;  // bytes of a panel that are asked for before they are needed
-constexpr int kBlockK = 256;  // k of one pass over many rows; a multiple of every block
+constexpr int kWideK = 256;   // k of one pass over widened codes, at most; a multiple of every block
+constexpr int kCodesK = 768;  // over codes as they are
+constexpr int kAhead = 6144;  // bytes of panels that rows of one register tile ask for before they are needed
 
-// Some rows of x and where their sums go.
+// Some rows of x from some k on, and where their sums go.
 struct Rows {
-  const std::byte* codes;
-  std::int64_t code_stride;
-  const CodeGroup* groups;
-  std::int64_t group_stride;
+  const std::byte* groups;    // CodeGroup, of the first row
+  std::int64_t group_stride;  // bytes from a row to the next
   float* acc;
   int acc_stride;
 
-  PAGED_INLINE Rows from(int row) const {
-    return {codes + row * code_stride, code_stride, groups + row * group_stride, group_stride,
-            acc + row * acc_stride,    acc_stride};
+  PAGED_INLINE Rows from(int row, int k, int panel) const {
+    return {groups + row * group_stride + k / kCodeGroup * static_cast<std::int64_t>(sizeof(CodeGroup)), group_stride,
+            acc + row * acc_stride + panel * kPanelRows, acc_stride};
+  }
+};
+
+// Walks along the groups of weights and the codes of x that they meet.
+template <int kGroup>
+struct GroupsOfX {
+  const std::byte* at;
+  std::int64_t stride;
+  int half = 0;
+
+  PAGED_INLINE const CodeGroup& of(int row) const { return *reinterpret_cast<const CodeGroup*>(at + row * stride); }
+  PAGED_INLINE const std::byte* codes() const { return at + kGroup * 2 * half; }
+  PAGED_INLINE void advance() {
+    if constexpr (kGroup < kCodeGroup) half = 1 - half;
+    if (half == 0) at += sizeof(CodeGroup);
   }
 };
 
 // Of one row in the group of weights that begins with half `half` of a group of x.
 template <int kGroup>
 PAGED_INLINE std::int32_t code_sum(const CodeGroup& group, int half) {
-  return kGroup == kCodeGroup ? group.sums[0] + group.sums[1] : group.sums[half];
+  if constexpr (kGroup == kCodeGroup) return group.sum;
+  return half == 0 ? group.first_sum : group.sum - group.first_sum;
 }
+
+constexpr int log2_of(int power) { return power == 1 ? 0 : 1 + log2_of(power / 2); }
 
 // The group's sum into acc, as its scale and min have it.
 template <bool kHasMin>
@@ -41,75 +58,102 @@ PAGED_INLINE F32 add_scaled(F32 acc, I32 sum, F32 scale, F32 min, const CodeGrou
   return acc;
 }
 
-// ---- few rows
+// The block that comes next of each panel, asked for beside the groups of this one: as many lines to a group as bring
+// all of it.
+template <int kPanels>
+struct LinesAhead {
+  const std::byte* at[kPanels];
+  std::int64_t a_group;  // bytes of a panel
 
-template <typename F, int kRows, int kQuad>
-PAGED_INLINE void add_quads(const std::byte* codes, const Rows& rows, std::int64_t k, FewRowsDot::Sums (&sums)[kRows]) {
-  if constexpr (kQuad < F::kGroupQuads) {
-    if constexpr (kQuad % F::kQuadsOfLine == 0) __builtin_prefetch(codes + kQuad / F::kQuadsOfLine * 64 + kAhead);
-    const auto w = F::template operand<FewRowsDot, kQuad>(codes);
-    for (int r = 0; r < kRows; ++r)
-      FewRowsDot::add_products(sums[r], w, load_quad(rows.codes + r * rows.code_stride + 2 * k + kQuad * kQuadBytes));
-    add_quads<F, kRows, kQuad + 1>(codes, rows, k, sums);
-  }
-}
-
-// All of k by one panel.
-template <QuantLayout kLayout, int kRows>
-void multiply_direct(const Rows& rows, std::int64_t cols, const std::byte* block) {
-  using F = Format<kLayout>;
-  constexpr int kOffset = F::template kOffset<FewRowsDot>;
-  F32 acc[kRows];
-  for (int r = 0; r < kRows; ++r) acc[r] = zero();
-  for (std::int64_t k = 0; k < cols; block += kLayout.block_bytes()) {
-    for (int group = 0; group < kLayout.groups(); ++group, k += F::kGroup) {
-      const CodeGroup* at = rows.groups + k / kCodeGroup;
-      FewRowsDot::Sums sums[kRows];
-      for (int r = 0; r < kRows; ++r) {
-        const int sum = kOffset == 0 ? 0 : code_sum<F::kGroup>(at[r * rows.group_stride], group % 2);
-        sums[r] = FewRowsDot::sums_from(-kOffset * sum);
-      }
-      add_quads<F, kRows, 0>(F::codes(block, group), rows, k, sums);
-      const F32 scale = F::scale(block, group), min = F::min(block, group);
-      for (int r = 0; r < kRows; ++r)
-        acc[r] = add_scaled<kLayout.has_min>(acc[r], FewRowsDot::total(sums[r]), scale, min, at[r * rows.group_stride]);
-    }
-  }
-  for (int r = 0; r < kRows; ++r) store(rows.acc + r * rows.acc_stride, acc[r]);
-}
-
-template <QuantLayout kLayout, int kRows>
-void multiply_few(Rows rows, const LinearTile& tile) {
-  if constexpr (kRows > 1) {
-    if (tile.num_rows < kRows) return multiply_few<kLayout, kRows - 1>(rows, tile);
-  }
-  const PackedMatrix& matrix = *tile.weights;
-  for (int p = 0; p < tile.num_panels; ++p, rows.acc += kPanelRows)
-    multiply_direct<kLayout, kRows>(rows, matrix.cols, matrix.data + (tile.panel_begin + p) * matrix.panel_bytes);
-}
-
-// ---- many rows
-
-// Lines of panels that are read next, asked for beside the groups of many rows: as many to a step as brings all of
-// them.
-struct NextLines {
-  const std::byte* at[kIntegerPanels];
-  std::int64_t a_step;  // bytes
-
-  NextLines(std::int64_t bytes, int steps) : at{}, a_step((bytes / steps + 63) / 64 * 64) {}
+  LinesAhead(std::int64_t bytes, int groups) : at{}, a_group((bytes / groups + 63) / 64 * 64) {}
   PAGED_INLINE void ask() {
-    for (int p = 0; p < kIntegerPanels; ++p) {
-      for (std::int64_t i = 0; i < a_step; i += 64) __builtin_prefetch(at[p] + i);
-      at[p] += a_step;
+    for (int p = 0; p < kPanels; ++p) {
+      for (std::int64_t i = 0; i < a_group; i += 64) __builtin_prefetch(at[p] + i);
+      at[p] += a_group;
     }
   }
 };
 
-// kBlockK of a panel: of sixteen rows two codes of 16 bits, as the words of x have them.
+// ---- codes in registers
+
+template <typename F, int kRows, int kPanels, int kQuad>
+PAGED_INLINE void add_quads(const std::byte* const (&codes)[kPanels], const std::byte* x, std::int64_t stride,
+                            CodesDot::Sums (&sums)[kRows][kPanels]) {
+  if constexpr (kQuad < F::kGroupQuads) {
+    typename CodesDot::Operand w[kPanels];
+    for (int p = 0; p < kPanels; ++p) w[p] = F::template operand<CodesDot, kQuad>(codes[p]);
+    for (int r = 0; r < kRows; ++r) {
+      const QuadOfX quad = load_quad(x + r * stride + kQuad * kQuadBytes);
+      for (int p = 0; p < kPanels; ++p) CodesDot::add_products(sums[r][p], w[p], quad);
+    }
+    add_quads<F, kRows, kPanels, kQuad + 1>(codes, x, stride, sums);
+  }
+}
+
+// `count` of k of panels whose blocks begin at `blocks`.
+template <QuantLayout kLayout, int kRows, int kPanels>
+void multiply_codes(const std::byte* const (&blocks)[kPanels], const Rows& rows, int count,
+                    LinesAhead<kPanels>& ahead) {
+  using F = Format<kLayout>;
+  constexpr int kOffset = F::template kOffset<CodesDot>;
+  F32 acc[kRows][kPanels];
+  for (int r = 0; r < kRows; ++r)
+    for (int p = 0; p < kPanels; ++p) acc[r][p] = load(rows.acc + r * rows.acc_stride + p * kPanelRows);
+  GroupsOfX<F::kGroup> x{rows.groups, rows.group_stride};
+  std::int64_t block = 0;
+  for (int k = 0; k < count; block += kLayout.block_bytes()) {
+    for (int group = 0; group < kLayout.groups(); ++group, k += F::kGroup) {
+      CodesDot::Sums sums[kRows][kPanels];
+      const std::byte* codes[kPanels];
+      for (int p = 0; p < kPanels; ++p) codes[p] = F::codes(blocks[p] + block, group);
+      for (int r = 0; r < kRows; ++r) {
+        I32 start = set1_word(0);
+        if constexpr (kOffset > 0)
+          start = start - shift_left<log2_of(kOffset)>(
+                              set1_word(static_cast<std::uint32_t>(code_sum<F::kGroup>(x.of(r), x.half))));
+        for (int p = 0; p < kPanels; ++p) sums[r][p] = CodesDot::sums_from(start);
+      }
+      ahead.ask();
+      add_quads<F, kRows, kPanels, 0>(codes, x.codes(), x.stride, sums);
+      for (int p = 0; p < kPanels; ++p) {
+        const F32 scale = F::scale(blocks[p] + block, group), min = F::min(blocks[p] + block, group);
+        for (int r = 0; r < kRows; ++r)
+          acc[r][p] = add_scaled<kLayout.has_min>(acc[r][p], CodesDot::total(sums[r][p]), scale, min, x.of(r));
+      }
+      x.advance();
+    }
+  }
+  for (int r = 0; r < kRows; ++r)
+    for (int p = 0; p < kPanels; ++p) store(rows.acc + r * rows.acc_stride + p * kPanelRows, acc[r][p]);
+}
+
+// What meets rows: the panels as they are.
+template <QuantLayout kLayout, int kMostRows, int kNumPanels>
+struct Codes {
+  static constexpr int kRows = kMostRows;
+  static constexpr int kPanels = kNumPanels;
+
+  const std::byte* blocks[kPanels];
+
+  explicit Codes(std::byte*) {}
+  // Few rows wait for memory, which likes to be asked for neither too little nor too much at once.
+  static constexpr int most_k(int tiles) {
+    return tiles > 1 ? kCodesK : kAhead / kPanels * 8 / (kPanelRows * kLayout.bits);
+  }
+  PAGED_INLINE void set(int p, const std::byte* block, int) { blocks[p] = block; }
+  template <int kNumRows>
+  PAGED_INLINE void multiply(const Rows& rows, int count, LinesAhead<kPanels>& ahead) const {
+    multiply_codes<kLayout, kNumRows, kPanels>(blocks, rows, count, ahead);
+  }
+};
+
+// ---- codes widened before
+
+// kWideK of a panel: of sixteen rows two codes of 16 bits, as the words of x have them.
 struct WidePanel {
-  alignas(64) std::byte pairs[kBlockK / 2][64];
-  alignas(64) float scales[kBlockK / 16 * kPanelRows];
-  alignas(64) float mins[kBlockK / 16 * kPanelRows];
+  alignas(64) std::byte pairs[kWideK / 2][64];
+  alignas(64) float scales[kWideK / 16 * kPanelRows];
+  alignas(64) float mins[kWideK / 16 * kPanelRows];
 };
 static_assert(kIntegerPanels * sizeof(WidePanel) <= kIntegerScratch);
 
@@ -154,76 +198,115 @@ PAGED_INLINE void add_group(const std::byte* pairs, const std::byte* codes, std:
 
 // The results stay in registers beside the sums of a group.
 template <QuantLayout kLayout, int kRows>
-void multiply_wide(const WidePanel* panels, Rows rows, int count, NextLines& next) {
+void multiply_wide(const WidePanel* panels, const Rows& rows, int count, LinesAhead<kIntegerPanels>& ahead) {
   constexpr int kGroup = kLayout.group_k;
   F32 acc[kRows][kIntegerPanels];
   for (int r = 0; r < kRows; ++r)
     for (int p = 0; p < kIntegerPanels; ++p) acc[r][p] = load(rows.acc + r * rows.acc_stride + p * kPanelRows);
-  for (int k = 0, at = 0; k < count; k += kGroup, ++at) {
-    const CodeGroup* group = rows.groups + k / kCodeGroup;
+  GroupsOfX<kGroup> x{rows.groups, rows.group_stride};
+  for (int k = 0, at = 0; k < count; k += kGroup, ++at, x.advance()) {
+    ahead.ask();
     I32 sums[kRows][kIntegerPanels];
     for (int r = 0; r < kRows; ++r)
       for (int p = 0; p < kIntegerPanels; ++p) sums[r][p] = set1_word(0);
-    next.ask();
-    add_group<kGroup / 2>(panels->pairs[k / 2], rows.codes + 2 * k, rows.code_stride, sums);
+    add_group<kGroup / 2>(panels->pairs[k / 2], x.codes(), x.stride, sums);
     for (int p = 0; p < kIntegerPanels; ++p) {
       const F32 scale = load(panels[p].scales + at * kPanelRows),
                 min = kLayout.has_min ? load(panels[p].mins + at * kPanelRows) : zero();
       for (int r = 0; r < kRows; ++r)
-        acc[r][p] = add_scaled<kLayout.has_min>(acc[r][p], sums[r][p], scale, min, group[r * rows.group_stride]);
+        acc[r][p] = add_scaled<kLayout.has_min>(acc[r][p], sums[r][p], scale, min, x.of(r));
     }
   }
   for (int r = 0; r < kRows; ++r)
     for (int p = 0; p < kIntegerPanels; ++p) store(rows.acc + r * rows.acc_stride + p * kPanelRows, acc[r][p]);
 }
 
-template <QuantLayout kLayout, int kRows>
-PAGED_INLINE void multiply_tile(const WidePanel* panels, const Rows& rows, int count, int num_rows, NextLines& next) {
+// What meets rows: codes in scratch.
+template <QuantLayout kLayout>
+struct Wide {
+  static constexpr int kRows = kIntegerRows;
+  static constexpr int kPanels = kIntegerPanels;
+
+  WidePanel* panels;
+
+  static constexpr int most_k(int) { return kWideK; }
+  explicit Wide(std::byte* scratch) : panels(reinterpret_cast<WidePanel*>(scratch)) {}
+  PAGED_INLINE void set(int p, const std::byte* block, int count) { widen<kLayout>(block, count, panels[p]); }
+  template <int kNumRows>
+  PAGED_INLINE void multiply(const Rows& rows, int count, LinesAhead<kPanels>& ahead) const {
+    multiply_wide<kLayout, kNumRows>(panels, rows, count, ahead);
+  }
+};
+
+// ---- the tile
+
+template <typename Weights, int kRows>
+PAGED_INLINE void multiply_tile(const Weights& weights, const Rows& rows, int count, int num_rows,
+                                LinesAhead<Weights::kPanels>& ahead) {
   if (num_rows == kRows)
-    multiply_wide<kLayout, kRows>(panels, rows, count, next);
+    weights.template multiply<kRows>(rows, count, ahead);
   else if constexpr (kRows > 1)
-    multiply_tile<kLayout, kRows - 1>(panels, rows, count, num_rows, next);
+    multiply_tile<Weights, kRows - 1>(weights, rows, count, num_rows, ahead);
 }
+
+// Where the panels of a tile lie, cut into blocks of k as even as can be, and those that the thread reads next.
+struct Blocks {
+  const LinearTile& tile;
+  int k;  // of a block
+  int bytes;
+  int count;  // of a panel
+
+  Blocks(const LinearTile& of, const QuantLayout& layout, int most_k) : tile(of) {
+    const int cols = static_cast<int>(of.weights->cols), units = (cols + layout.block_k - 1) / layout.block_k;
+    const int passes = (cols + most_k - 1) / most_k, block = (units + passes - 1) / passes;
+    k = block * layout.block_k, bytes = block * layout.block_bytes(), count = (units + block - 1) / block;
+  }
+  // Beyond the last panel: the next ones.
+  PAGED_INLINE const std::byte* at(int panel, int block) const {
+    const PackedMatrix& matrix = *tile.weights;
+    const std::int64_t offset = static_cast<std::int64_t>(block) * bytes;
+    if (panel < tile.num_panels) return matrix.data + (tile.panel_begin + panel) * matrix.panel_bytes + offset;
+    return tile.next + (panel - tile.num_panels) * matrix.panel_bytes + offset;
+  }
+};
 
 // Register tiles as even as they can be. Behind an odd number of panels the last one is multiplied twice: into the room
 // that acc has.
-template <QuantLayout kLayout>
-void multiply_many(const Rows& all, const LinearTile& tile, WidePanel* panels) {
-  const PackedMatrix& matrix = *tile.weights;
-  const int tile_rows = even_tile(tile.num_rows, kIntegerRows), tiles = (tile.num_rows + tile_rows - 1) / tile_rows;
-  const auto weights_at = [&](int panel, std::int64_t k) {
-    const int last = panel < tile.num_panels ? panel : tile.num_panels - 1;
-    return matrix.data + (tile.panel_begin + last) * matrix.panel_bytes + k / kLayout.block_k * kLayout.block_bytes();
-  };
-  const auto weights_after = [&](int panel) {
-    return panel < tile.num_panels ? weights_at(panel, 0) : tile.next + (panel - tile.num_panels) * matrix.panel_bytes;
-  };
-  for (int panel = 0; panel < tile.num_panels; panel += kIntegerPanels) {
-    for (std::int64_t k = 0; k < matrix.cols; k += kBlockK) {
-      const int count = static_cast<int>(matrix.cols - k < kBlockK ? matrix.cols - k : kBlockK);
-      const bool is_last = k + kBlockK >= matrix.cols;
-      const int num_bytes = tile.is_new ? kBlockK / kLayout.block_k * kLayout.block_bytes() : 0;
-      NextLines next(num_bytes, tiles * count / kLayout.group_k);
-      for (int p = 0; p < kIntegerPanels; ++p) {
-        widen<kLayout>(weights_at(panel + p, k), count, panels[p]);
-        next.at[p] = is_last ? weights_after(panel + kIntegerPanels + p) : weights_at(panel + p, k + kBlockK);
+template <typename Weights>
+void multiply(const Rows& all, const LinearTile& tile, const QuantLayout& layout, std::byte* scratch) {
+  constexpr int kPanels = Weights::kPanels;
+  const int tile_rows = even_tile(tile.num_rows, Weights::kRows), tiles = (tile.num_rows + tile_rows - 1) / tile_rows;
+  const Blocks blocks(tile, layout, Weights::most_k(tiles));
+  Weights weights(scratch);
+  for (int panel = 0; panel < tile.num_panels; panel += kPanels) {
+    for (int block = 0; block < blocks.count; ++block) {
+      const int k = block * blocks.k, count = smaller(blocks.k, static_cast<int>(tile.weights->cols) - k);
+      LinesAhead<kPanels> ahead(tile.is_new ? blocks.bytes : 0, tiles * count / layout.group_k);
+      const int after = block + 1 < blocks.count ? panel : panel + kPanels;
+      for (int p = 0; p < kPanels; ++p) {
+        weights.set(p, blocks.at(smaller(panel + p, tile.num_panels - 1), block), count);
+        ahead.at[p] = blocks.at(after + p, (block + 1) % blocks.count);
       }
+      const std::byte* asked = ahead.at[0] + blocks.bytes;
       for (int row = 0; row < tile.num_rows; row += tile_rows) {
-        Rows rows = all.from(row);
-        rows.codes += 2 * k, rows.groups += k / kCodeGroup, rows.acc += panel * kPanelRows;
-        const int left = tile.num_rows - row;
-        multiply_tile<kLayout, kIntegerRows>(panels, rows, count, left < tile_rows ? left : tile_rows, next);
+        if (ahead.at[0] >= asked) ahead.a_group = 0;
+        multiply_tile<Weights, Weights::kRows>(weights, all.from(row, k, panel), count,
+                                               smaller(tile_rows, tile.num_rows - row), ahead);
       }
     }
   }
 }
 
 template <QuantLayout kLayout>
-void multiply(const Rows& rows, const LinearTile& tile, std::byte* scratch) {
-  if (tile.codes->layout == CodeLayout::kFewRows) return multiply_few<kLayout, kFewCodeRows>(rows, tile);
+void multiply_format(const Rows& rows, const LinearTile& tile, std::byte* scratch) {
   __builtin_memset(rows.acc, 0,
                    static_cast<unsigned long>(tile.num_rows) * static_cast<unsigned>(rows.acc_stride) * sizeof(float));
-  multiply_many<kLayout>(rows, tile, reinterpret_cast<WidePanel*>(scratch));
+  constexpr int kStreamRows = kLayout.bits == 8 ? 3 : 1;  // that wait for memory, which likes one stream best
+  if constexpr (kCodesPanels > 1)
+    if (tile.num_rows <= kStreamRows) return multiply<Codes<kLayout, kStreamRows, 1>>(rows, tile, kLayout, scratch);
+  if (kCodesMeetAll || tile.num_rows <= kCodesRows)
+    return multiply<Codes<kLayout, kCodesRows, kCodesPanels>>(rows, tile, kLayout, scratch);
+  if constexpr (!kCodesMeetAll) multiply<Wide<kLayout>>(rows, tile, kLayout, scratch);
 }
 
 // Calls body(Format<layout>{}) with the layout of quantised weights.
@@ -245,14 +328,8 @@ PAGED_INLINE void with_layout(const PackedMatrix& weights, Body body) {
 
 void multiply_integers(const LinearTile& tile, float* acc, int acc_stride, std::byte* scratch) {
   const QuantisedRows& x = *tile.codes;
-  const std::int64_t row = tile.row_begin - x.first_row;
-  const Rows rows{x.codes + row * x.code_stride(),
-                  x.code_stride(),
-                  x.groups + row * x.group_stride(),
-                  x.group_stride(),
-                  acc,
-                  acc_stride};
-  with_layout(*tile.weights, [&](auto format) { multiply<decltype(format)::kLayout>(rows, tile, scratch); });
+  const Rows rows{reinterpret_cast<const std::byte*>(x.row(tile.row_begin)), x.row_stride(), acc, acc_stride};
+  with_layout(*tile.weights, [&](auto format) { multiply_format<decltype(format)::kLayout>(rows, tile, scratch); });
 }
 
 void linear_code_tiles(const LinearTile& tile) {

@@ -2,8 +2,9 @@
 // x @ w.T of quantised weights in integers, for rows of x that are quantised already (cpu/quantised_rows.h): products
 // within a group of k are exact, and only the scaled sums of groups are rounded: one multiplication and one addition
 // each, never fused, groups in ascending order. So the result is the same for every number of rows and on every
-// instruction set. Few rows meet the weights' codes in registers, of each format in its own way; many rows meet codes
-// that were widened into scratch before, where all formats look the same.
+// instruction set. Rows meet the weights' codes in registers, of each format in its own way; where that wants more
+// registers than there are, many rows meet codes that were widened into scratch before, where all formats look the
+// same.
 #pragma once
 
 #include <cstddef>

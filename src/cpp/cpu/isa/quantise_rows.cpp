@@ -29,8 +29,7 @@ PAGED_INLINE std::uint32_t exponent_of(float largest) {
 }
 
 // 32 values.
-template <bool kFewRows>
-PAGED_INLINE void quantise_group(F32 low, F32 high, std::byte* codes, CodeGroup& group) {
+PAGED_INLINE void quantise_group(F32 low, F32 high, bool halves, CodeGroup& group) {
   const F32 low_size = max(low, zero() - low), high_size = max(high, zero() - high), limit = set1(kLargest);
   const bool finite = (mask_ge(limit, low_size) & mask_ge(limit, high_size)) == 0xffff;  // a NaN is no less than it
   const float largest = finite ? reduce_max(max(low_size, high_size)) : 0.0f;
@@ -39,24 +38,17 @@ PAGED_INLINE void quantise_group(F32 low, F32 high, std::byte* codes, CodeGroup&
   const F32 inverse = set1(power_of_two(268 - exponent));  // largest * inverse is below 2^15
   const I32 a = round_to_int(low * inverse), b = round_to_int(high * inverse);
   group.scale = finite ? power_of_two(exponent - 14) : __builtin_nanf("");
-  if constexpr (kFewRows) {
-    FewRowsDot::store_codes(codes, a);
-    FewRowsDot::store_codes(codes + 32, b);
-    group.sums[0] = sum_of(a);
-    group.sums[1] = sum_of(b);
-    group.scaled_sum = group.scale * static_cast<float>(group.sums[0] + group.sums[1]);
-  } else {
-    WideDot::store_codes(codes, a);
-    WideDot::store_codes(codes + 32, b);
-    group.scaled_sum = group.scale * static_cast<float>(sum_of(a + b));
-  }
+  CodesDot::store_codes(group.codes, a);
+  CodesDot::store_codes(group.codes + kCodeGroup, b);
+  group.sum = sum_of(a + b);
+  if (halves) group.first_sum = sum_of(a);
+  group.scaled_sum = group.scale * static_cast<float>(group.sum);
 }
 
-template <bool kFewRows, typename T>
-void quantise_row(const T* x, std::int64_t row, const QuantisedRows& to) {
-  for (std::int64_t k = 0; k < to.cols; k += kCodeGroup)
-    quantise_group<kFewRows>(load(x + k), load(x + k + 16), to.codes + row * to.code_stride() + 2 * k,
-                             to.groups[row * to.group_stride() + k / kCodeGroup]);
+template <typename T>
+void quantise_row(const T* x, const QuantisedRows& rows, CodeGroup* to) {
+  for (std::int64_t k = 0; k < rows.cols; k += kCodeGroup, ++to)
+    quantise_group(load(x + k), load(x + k + 16), rows.halves, *to);
 }
 
 }  // namespace
@@ -66,8 +58,7 @@ void quantise_rows(const MatrixView& x, const QuantisedRows& to, std::int64_t ro
     using T = decltype(tag);
     if constexpr (kHasTiles)
       if (to.layout == CodeLayout::kTiles) return code_tiles<T>(x, to, row_begin, row_end, kSmallest);
-    const auto quantise = to.layout == CodeLayout::kFewRows ? quantise_row<true, T> : quantise_row<false, T>;
-    for (std::int64_t row = row_begin; row < row_end; ++row) quantise(row_of<const T>(x, row), row - to.first_row, to);
+    for (std::int64_t row = row_begin; row < row_end; ++row) quantise_row(row_of<const T>(x, row), to, to.row(row));
   });
 }
 
