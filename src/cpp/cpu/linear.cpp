@@ -62,10 +62,11 @@ int num_quantised(const LinearParams& params) {
 }
 
 bool has_half_groups(const LinearParams& params) {
-  bool found = false;
-  for (int i = 0; i < params.num_parts; ++i)
-    if (const QuantLayout* layout = layout_of(packed(params, i).format)) found |= layout->group_k < kCodeGroup;
-  return found;
+  for (int i = 0; i < params.num_parts; ++i) {
+    const QuantLayout* layout = layout_of(packed(params, i).format);
+    if (layout != nullptr && layout->group_k < kCodeGroup) return true;
+  }
+  return false;
 }
 
 LinearTileSize tile_size(const LinearParams& params, const QuantisedRows* codes) {
@@ -81,9 +82,9 @@ LinearTileSize tile_size(const LinearParams& params, const QuantisedRows* codes)
 std::int64_t panels_per_group(const LinearParams& params, std::int64_t row_blocks, int num_threads, int most) {
   std::int64_t panels = 0;
   for (int i = 0; i < params.num_parts; ++i) panels += packed(params, i).num_panels;
-  const std::int64_t even = std::clamp<std::int64_t>(panels * row_blocks / (4 * num_threads) / 2 * 2, 2, most);
-  std::int64_t best = even, best_load = std::numeric_limits<std::int64_t>::max();
-  for (const std::int64_t count : {even, even + 2, even - 2}) {
+  const std::int64_t four_each = std::clamp<std::int64_t>(panels * row_blocks / (4 * num_threads) / 2 * 2, 2, most);
+  std::int64_t best = four_each, best_load = std::numeric_limits<std::int64_t>::max();
+  for (const std::int64_t count : {four_each, four_each + 2, four_each - 2}) {
     if (count < 2 || count > most) continue;
     std::int64_t items = 0;
     for (int i = 0; i < params.num_parts; ++i) items += row_blocks * divide_up(packed(params, i).num_panels, count);
