@@ -50,8 +50,7 @@ struct LinearTile {
   int num_panels;
   std::byte* scratch;  // ThreadPool::kScratchBytes
   bool is_new;         // the thread has not read these weights for other rows just before
-  // Weights that the thread will read after these, or these where nothing comes: a kernel of many rows asks for them
-  // meanwhile.
+  // Weights that the thread will read after these, or these where nothing comes: kernels ask for them meanwhile.
   const std::byte* next;
   std::int64_t next_bytes = 0;
 };

@@ -34,6 +34,12 @@ struct CodeTile {
 
 enum class CodeLayout { kRows, kTiles };
 
+PAGED_INLINE constexpr std::int64_t quantised_row_bytes(std::int64_t cols, bool tiled) {
+  const std::int64_t groups = cols / kCodeGroup;
+  return groups * static_cast<std::int64_t>(tiled ? sizeof(CodeTile) / 16 : sizeof(CodeGroup)) +
+         (tiled ? 0 : kCodePadding);
+}
+
 // Borrowed memory. Row 0 is row `first_row` of x.
 struct QuantisedRows {
   std::byte* data;  // CodeGroup [cols / 32] in each row; tiles: CodeTile [rows / 16][cols / 32]
@@ -44,19 +50,11 @@ struct QuantisedRows {
 
   PAGED_INLINE CodeTile* tiles() const { return reinterpret_cast<CodeTile*>(data); }
   PAGED_INLINE std::int64_t tile_stride() const { return cols / kCodeGroup; }
-  PAGED_INLINE std::int64_t row_stride() const {
-    return tile_stride() * static_cast<std::int64_t>(sizeof(CodeGroup)) + kCodePadding;
-  }
+  PAGED_INLINE std::int64_t row_stride() const { return quantised_row_bytes(cols, false); }
   PAGED_INLINE CodeGroup* row(std::int64_t row) const {
     return reinterpret_cast<CodeGroup*>(data + (row - first_row) * row_stride());
   }
 };
-
-constexpr std::int64_t quantised_row_bytes(std::int64_t cols, bool tiled) {
-  const std::int64_t groups = cols / kCodeGroup;
-  return groups * static_cast<std::int64_t>(tiled ? sizeof(CodeTile) / 16 : sizeof(CodeGroup)) +
-         (tiled ? 0 : kCodePadding);
-}
 
 // Rows of x that are quantised before their products begin: as many as stay in the outer caches, but enough for the
 // weights, read again for the next ones, to cost little.

@@ -12,7 +12,6 @@ struct Format {
   static constexpr QuantLayout kLayout = kTheLayout;
   static constexpr int kGroup = kLayout.group_k;
   static constexpr int kGroupQuads = kGroup / 4;
-  static constexpr int kQuadsOfLine = 8 / kLayout.bits;  // of 64 bytes of codes
   static constexpr int kGroupBytes = kGroup * kPanelRows * kLayout.bits / 8;
   static constexpr int kZero = kLayout.zero;
   // What a Dot's operands are above what the codes stand for.
