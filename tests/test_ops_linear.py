@@ -114,6 +114,14 @@ def test_kernels_decode_the_same_bits(threads: _C.ThreadPool, name: str) -> None
         assert torch.equal(out, reference.T[:rows])
 
 
+@pytest.mark.parametrize("name", [*DTYPES, "q8_0", "q4_k"])
+def test_no_rows_are_no_work(threads: _C.ThreadPool, name: str) -> None:
+    matrix = pack_quantised(threads, name, 37, 512) if name in QUANTISED else pack(
+        threads, random((37, 512), DTYPES[name])
+    )  # fmt: skip
+    assert linear(threads, torch.zeros(0, 512), matrix).shape == (0, 37)
+
+
 @pytest.mark.parametrize("x_name", DTYPES)
 @pytest.mark.parametrize("name", DTYPES)
 # The last: as many panels as an item of work may have.

@@ -19,12 +19,19 @@ namespace {
 // with what comes before and after them. Gated products are faster for any number of rows: they have the activation
 // inside.
 constexpr std::int64_t kMaxOwnRows = 128;
+// Of a small matrix that is wider than deep (qkv): what overlaps there is worth more than the library's faster kernel.
+constexpr std::int64_t kMaxOwnWideRows = 256, kMaxOwnWideBytes = 16 << 20;
 
 bool aligned(const void* data, std::uintptr_t bytes) { return reinterpret_cast<std::uintptr_t>(data) % bytes == 0; }
 
+bool is_wide(const MatrixView& x, const MatrixView& out) {
+  return out.cols > x.cols && out.cols * x.cols * size_of(x.dtype) <= kMaxOwnWideBytes;
+}
+
 bool gemm_sm90_takes(const GpuContext& gpu, const GemmProblem& problem) {
   const MatrixView &x = problem.x, &out = problem.out;
-  const bool may = gpu.batch_invariant || gpu.blas == nullptr || problem.gated || x.rows <= kMaxOwnRows;
+  const std::int64_t most = is_wide(x, out) ? kMaxOwnWideRows : kMaxOwnRows;
+  const bool may = gpu.batch_invariant || gpu.blas == nullptr || problem.gated || x.rows <= most;
   const bool reads = x.dtype != DType::kFloat32 && x.cols % 8 == 0 && x.row_stride % 8 == 0 && aligned(x.data, 16) &&
                      aligned(problem.weights, 16);
   const bool writes = out.dtype == DType::kFloat32

@@ -228,6 +228,7 @@ void run_gated_item(const GatedLinearParams& params, const Partition& cut, std::
 
 // Where nothing is quantised, an item's products never leave its thread's caches.
 void gated_linear(ThreadPool& threads, const GatedLinearParams& params) {
+  if (params.x.rows == 0) return;  // there is no item to cut it into
   const WeightMatrix* parts[] = {params.matrix, params.up};
   const LinearParams both{params.x, parts, 2, nullptr, params.gate_up, params.workspace};
   if (num_quantised(both) > 0) {
@@ -244,6 +245,7 @@ void gated_linear(ThreadPool& threads, const GatedLinearParams& params) {
 }
 
 void linear(ThreadPool& threads, const LinearParams& params) {
+  if (params.x.rows == 0) return;
   if (num_quantised(params) > 0) return run_quantised(threads, params);
   run_rows(threads, params, partition(params, 0, params.x.rows, threads.num_threads(), nullptr));
 }
