@@ -4,7 +4,7 @@
 // not depend on its batch. (A single chain over all k would round several times worse.) Paths, the first two of the
 // same chains:
 //   few rows        weights are decoded in registers and used at once (decode streams the weights, memory bound)
-//   many rows       two panels are decoded into scratch once per 256 k and multiplied by all rows of the tile
+//   many rows       one or two panels are decoded into scratch, 16 kB at a time, and multiplied by all rows of the tile
 //   quantised       in integers (linear_integer.h)
 //   bf16 x bf16     where the machine has AMX, by its tiles (linear_tiles.h); else where it has dpbf16, by that
 //                   (linear_pairs.h); either for every number of rows
@@ -20,21 +20,25 @@
 namespace paged::cpu::PAGED_ISA_NAMESPACE {
 namespace {
 
-constexpr int kFewRows = 4;
-constexpr int kChain = 32;         // k of one chain
-constexpr int kBlockK = 256;       // k of one pass over many rows
-constexpr int kLongBlockK = 2048;  // k of one pass over few rows
-constexpr int kAhead = 2048;       // bytes of a panel that few rows ask for before they are needed
+constexpr int kFewRows = 8;
+constexpr int kChain = 32;                  // k of one chain
+constexpr int kBlockK = 256 / kTilePanels;  // k of one pass over many rows: half of the nearest cache holds the weights
+constexpr int kLongBlockK = 2048;           // k of one pass over up to four rows, half of it over more
+constexpr int kAhead = 2048;                // bytes of a panel that few rows ask for before they are needed
 static_assert(kBlockK % kChain == 0 && kLongBlockK % kChain == 0);
 constexpr int kAccStride = kMaxLinearTile.panels * kPanelRows;
+
+// Of few rows. A line more from row to row, so that not all are in the same set of the nearest cache.
+constexpr int few_block(int num_rows) { return num_rows <= 4 ? kLongBlockK : kLongBlockK / 2; }
+constexpr int few_stride(int num_rows) { return few_block(num_rows) + 16; }
 
 // Scratch of a tile. x is filled up with zeros to a multiple of 16 along k.
 struct Scratch {
   float acc[kMaxLinearTile.rows * kAccStride];
-  alignas(64) float x[kMaxLinearTile.rows * kBlockK];  // or [kFewRows, kLongBlockK]
+  alignas(64) float x[kMaxLinearTile.rows * kBlockK];  // few rows: few_stride() apart
   alignas(64) float w[kTilePanels * kBlockK * kPanelRows];
 };
-static_assert(kFewRows * kLongBlockK <= kMaxLinearTile.rows * kBlockK);
+static_assert(kFewRows * few_stride(kFewRows) <= kMaxLinearTile.rows * kBlockK);
 static_assert(kIntegerScratch <= sizeof(Scratch::x));
 static_assert(sizeof(Scratch) <= 256 * 1024);
 
@@ -81,6 +85,7 @@ PAGED_INLINE void add_chains(int count, float* acc, Chain chain) {
 
 template <typename Format, int kRows, int kPanels>
 void multiply_direct(const Pass& pass, int panel) {
+  constexpr int kStride = few_stride(kRows);
   const float* x = pass.x;
   const std::byte* weights = pass.panels + panel * pass.panel_bytes;
   add_chains<kRows, kPanels>(pass.count, pass.acc + panel * kPanelRows, [&](auto& acc, int begin, int end) {
@@ -93,7 +98,7 @@ void multiply_direct(const Pass& pass, int panel) {
           __builtin_prefetch(panel_p + (pass.k_begin + k) * Format::kBytes + i + kAhead);
         Format::decode(panel_p, pass.k_begin + k, w);
         for (int j = 0; j < 8; ++j)
-          for (int r = 0; r < kRows; ++r) acc[r][p] = fma(set1(x[r * pass.x_stride + k + j]), w[j], acc[r][p]);
+          for (int r = 0; r < kRows; ++r) acc[r][p] = fma(set1(x[r * kStride + k + j]), w[j], acc[r][p]);
       }
     }
   });
@@ -206,13 +211,15 @@ void linear(const LinearTile& tile) {
     return;
   }
   const PackedMatrix& matrix = *tile.weights;
-  const int block = tile.num_rows <= kFewRows ? kLongBlockK : kBlockK;
+  const bool is_few = tile.num_rows <= kFewRows;
+  const int block = is_few ? few_block(tile.num_rows) : kBlockK;
+  const int stride = is_few ? few_stride(tile.num_rows) : kBlockK;
   __builtin_memset(scratch.acc, 0, static_cast<unsigned long>(tile.num_rows) * kAccStride * sizeof(float));
   for (std::int64_t k = 0; k < matrix.cols; k += block) {
     const int count = static_cast<int>(matrix.cols - k < block ? matrix.cols - k : block);
-    with_type(tile.x.dtype, [&](auto tag) { copy_rows<decltype(tag)>(tile, k, count, block, scratch.x); });
+    with_type(tile.x.dtype, [&](auto tag) { copy_rows<decltype(tag)>(tile, k, count, stride, scratch.x); });
     const Pass pass{.x = scratch.x,
-                    .x_stride = block,
+                    .x_stride = stride,
                     .count = (count + 7) / 8 * 8,
                     .k_begin = k,
                     .panels = matrix.data + tile.panel_begin * matrix.panel_bytes,
