@@ -98,7 +98,9 @@ Partition partition(const LinearParams& params, std::int64_t row_begin, std::int
                     const QuantisedRows* codes) {
   const LinearTileSize size = tile_size(params, codes);
   const std::int64_t blocks = std::max<std::int64_t>(1, divide_up(num_rows, size.rows));
-  const std::int64_t rows = divide_up(divide_up(num_rows, blocks), size.row_step) * size.row_step;
+  // At least one, so that of no rows there are no blocks.
+  const std::int64_t some_rows = std::max<std::int64_t>(1, divide_up(num_rows, blocks));
+  const std::int64_t rows = divide_up(some_rows, size.row_step) * size.row_step;
   const std::int64_t row_blocks = divide_up(num_rows, rows);
   const std::int64_t group = panels_per_group(params, row_blocks, num_threads, size.panels);
   return {row_begin, num_rows, row_blocks, rows, group, num_threads, codes};
@@ -228,7 +230,6 @@ void run_gated_item(const GatedLinearParams& params, const Partition& cut, std::
 
 // Where nothing is quantised, an item's products never leave its thread's caches.
 void gated_linear(ThreadPool& threads, const GatedLinearParams& params) {
-  if (params.x.rows == 0) return;  // there is no item to cut it into
   const WeightMatrix* parts[] = {params.matrix, params.up};
   const LinearParams both{params.x, parts, 2, nullptr, params.gate_up, params.workspace};
   if (num_quantised(both) > 0) {
@@ -245,7 +246,6 @@ void gated_linear(ThreadPool& threads, const GatedLinearParams& params) {
 }
 
 void linear(ThreadPool& threads, const LinearParams& params) {
-  if (params.x.rows == 0) return;
   if (num_quantised(params) > 0) return run_quantised(threads, params);
   run_rows(threads, params, partition(params, 0, params.x.rows, threads.num_threads(), nullptr));
 }

@@ -170,7 +170,7 @@ void multiply_many(const Pass& pass, int num_rows, int num_panels, float* scratc
 
 // ---- the tile
 
-// Copies columns [k, k + count) of the tile's rows in float32, zero filled up to x_stride where that reaches past cols.
+// Copies columns [k, k + count) of the tile's rows in float32, zero filled up to a multiple of 16.
 template <typename From>
 void copy_rows(const LinearTile& tile, std::int64_t k, int count, int stride, float* to) {
   for (int r = 0; r < tile.num_rows; ++r) {
