@@ -50,9 +50,11 @@ struct LinearTile {
   int num_panels;
   std::byte* scratch;  // ThreadPool::kScratchBytes
   bool is_new;         // the thread has not read these weights for other rows just before
-  // Weights that the thread will read after these, or these where nothing comes: kernels ask for them meanwhile.
+  // Weights that the thread will read after these, or these where nothing comes: kernels ask for them meanwhile, for
+  // the nearest cache or the second one.
   const std::byte* next;
   std::int64_t next_bytes = 0;
+  bool asks_nearest;
 };
 
 // State of the online softmax of one (query token, head) over keys of one chunk: [m, l, 14 unused, 16 parts of l,

@@ -22,11 +22,13 @@ struct PairOperands {
 // Calls beside() at each step.
 template <int kRows, int kVectors, typename Beside>
 PAGED_INLINE void add_pair_products(const PairOperands& x, F32 (&acc)[kRows][kVectors], Beside beside) {
+  RowCursor<kRows> rows(x.a, x.a_stride * 2);
   for (std::int64_t i = 0; i < x.num_pairs; ++i) {
     I32 words[kVectors];
     beside();
     for (int v = 0; v < kVectors; ++v) words[v] = load_words(x.b[v] + i * x.b_bytes), keep_in_register(words[v]);
-    add_pair(x.a + 2 * i, x.a_stride, words, acc);
+    add_pair(rows, words, acc);
+    rows.advance(4);
   }
 }
 
@@ -96,13 +98,15 @@ struct PairStep {
     load_sums(out, walk.head_dim, acc);
     for (int r = 0; r < kRows; ++r)
       for (int v = 0; v < kVectors; v += 2) split_fours(acc[r][v], acc[r][v + 1]);
+    RowCursor<kRows> weights(walk.s.rounded, kKeyTile * 2);
     for (int key = 0; key < kKeyTile; key += 2) {
       const BFloat16* even = value_at<BFloat16>(walk, in_tile, key) + d;
       const BFloat16* odd = value_at<BFloat16>(walk, in_tile, key + 1) + d;
       next.fetch_lines(kVectors);
       I32 words[kVectors];
       for (int v = 0; v < kVectors; v += 2) interleave_fours(even + 16 * v, odd + 16 * v, words[v], words[v + 1]);
-      add_pair(walk.s.rounded + key, kKeyTile, words, acc);
+      add_pair(weights, words, acc);
+      weights.advance(4);
     }
     for (int r = 0; r < kRows; ++r)
       for (int v = 0; v < kVectors; v += 2) join_fours(acc[r][v], acc[r][v + 1]);

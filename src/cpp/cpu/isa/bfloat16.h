@@ -112,13 +112,14 @@ bool reduce_rows(const F32 (&v)[4], float factor, const float* limit, float* out
 
 #endif
 
-// acc[r] += the pair of bfloat16 at a + r * a_stride by the words.
+// acc[r] += the pair of bfloat16 where the cursor is in row r, by the words.
 template <int kRows, int kVectors>
-PAGED_INLINE void add_pair(const BFloat16* a, std::int64_t a_stride, const I32 (&words)[kVectors],
-                           F32 (&acc)[kRows][kVectors]) {
+PAGED_INLINE void add_pair(const RowCursor<kRows>& a, const I32 (&words)[kVectors], F32 (&acc)[kRows][kVectors]) {
+#pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
     std::uint32_t pair;
-    __builtin_memcpy(&pair, a + r * a_stride, sizeof(pair));
+    __builtin_memcpy(&pair, a.of(r), sizeof(pair));
+#pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) acc[r][v] = dot_pairs(acc[r][v], words[v], set1_word(pair));
   }
 }

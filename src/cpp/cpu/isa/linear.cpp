@@ -44,13 +44,14 @@ static_assert(sizeof(Scratch) <= 256 * 1024);
 
 // Operands of one pass: `count` consecutive k.
 struct Pass {
-  const float* x;  // [num_rows, x_stride]
-  int x_stride;
-  int count;  // multiple of 8
+  const float* x;  // [num_rows], few_stride() or kBlockK apart
+  int count;       // multiple of 8
   std::int64_t k_begin;
   const std::byte* panels;  // first panel of the tile, from its k = 0
   std::int64_t panel_bytes;
-  float* acc;  // [num_rows, kAccStride]
+  float* acc;             // [num_rows, kAccStride]
+  bool is_new;            // as the tile is
+  const std::byte* next;  // what the thread reads after the pass; null: k that come next
 };
 
 template <int kRows, int kPanels>
@@ -117,17 +118,26 @@ void multiply_few(const Pass& pass, int num_rows, int num_panels) {
 
 // ---- many rows
 
+// Of the panels that come next, asked for beside each k: weights that are decoded at once would wait for memory, and it
+// for the products.
+struct LinesOfNext {
+  const std::byte* at;
+  std::int64_t panel_bytes;
+  int bytes;  // of one k
+};
+
 // w: [kPanels][count][16].
 template <int kRows, int kPanels>
-void multiply_floats(const Pass& pass, const float* const* w, int row, int panel) {
-  const float* x = pass.x + row * pass.x_stride;
+void multiply_floats(const Pass& pass, const float* const* w, int row, int panel, const LinesOfNext& next) {
+  const float* x = pass.x + row * kBlockK;
   float* out = pass.acc + row * kAccStride + panel * kPanelRows;
   add_chains<kRows, kPanels>(pass.count, out, [&](auto& acc, int begin, int end) {
     for (int k = begin; k < end; ++k) {
+      for (int p = 0; p < kPanels; ++p) __builtin_prefetch(next.at + p * next.panel_bytes + k * next.bytes, 0, 2);
       F32 weights[kPanels];
       for (int p = 0; p < kPanels; ++p) weights[p] = load(w[p] + k * kPanelRows);
       for (int r = 0; r < kRows; ++r) {
-        const F32 element = set1(x[r * pass.x_stride + k]);
+        const F32 element = set1(x[r * kBlockK + k]);
         for (int p = 0; p < kPanels; ++p) acc[r][p] = fma(element, weights[p], acc[r][p]);
       }
     }
@@ -135,15 +145,16 @@ void multiply_floats(const Pass& pass, const float* const* w, int row, int panel
 }
 
 template <int kPanels, int kRows>
-PAGED_INLINE void multiply_rows(const Pass& pass, const float* const* w, int row, int num_rows, int panel) {
+PAGED_INLINE void multiply_rows(const Pass& pass, const float* const* w, int row, int num_rows, int panel,
+                                const LinesOfNext& next) {
   if (num_rows == kRows)
-    multiply_floats<kRows, kPanels>(pass, w, row, panel);
+    multiply_floats<kRows, kPanels>(pass, w, row, panel, next);
   else if constexpr (kRows > 1)
-    multiply_rows<kPanels, kRows - 1>(pass, w, row, num_rows, panel);
+    multiply_rows<kPanels, kRows - 1>(pass, w, row, num_rows, panel, next);
 }
 
 template <typename Format, int kPanels>
-void multiply_decoded(const Pass& pass, int num_rows, int panel, float* scratch) {
+void multiply_decoded(const Pass& pass, int num_rows, int panel, LinesOfNext next, float* scratch) {
   const float* w[kPanels];
   for (int p = 0; p < kPanels; ++p) {
     const std::byte* from = pass.panels + (panel + p) * pass.panel_bytes;
@@ -156,16 +167,24 @@ void multiply_decoded(const Pass& pass, int num_rows, int panel, float* scratch)
     }
   }
   const int tile = even_tile(num_rows, kTileRows);
-  for (int row = 0; row < num_rows; row += tile)
-    multiply_rows<kPanels, kTileRows>(pass, w, row, num_rows - row < tile ? num_rows - row : tile, panel);
+  for (int row = 0; row < num_rows; row += tile, next = {next.at, 0, 0})
+    multiply_rows<kPanels, kTileRows>(pass, w, row, smaller(tile, num_rows - row), panel, next);
 }
 
 template <typename Format>
 void multiply_many(const Pass& pass, int num_rows, int num_panels, float* scratch) {
+  const auto after = [&](int panel) -> LinesOfNext {
+    if (!pass.is_new) return {pass.panels, 0, 0};
+    const bool is_last = panel >= num_panels;
+    if (is_last && pass.next != nullptr) return {pass.next, pass.panel_bytes, Format::kBytes};
+    const std::int64_t k = pass.k_begin + (is_last ? pass.count : 0);
+    return {pass.panels + (is_last ? 0 : panel) * pass.panel_bytes + k * Format::kBytes, pass.panel_bytes,
+            Format::kBytes};
+  };
   int panel = 0;
   for (; panel + kTilePanels <= num_panels; panel += kTilePanels)
-    multiply_decoded<Format, kTilePanels>(pass, num_rows, panel, scratch);
-  for (; panel < num_panels; ++panel) multiply_decoded<Format, 1>(pass, num_rows, panel, scratch);
+    multiply_decoded<Format, kTilePanels>(pass, num_rows, panel, after(panel + kTilePanels), scratch);
+  for (; panel < num_panels; ++panel) multiply_decoded<Format, 1>(pass, num_rows, panel, after(panel + 1), scratch);
 }
 
 // ---- the tile
@@ -219,12 +238,13 @@ void linear(const LinearTile& tile) {
     const int count = static_cast<int>(matrix.cols - k < block ? matrix.cols - k : block);
     with_type(tile.x.dtype, [&](auto tag) { copy_rows<decltype(tag)>(tile, k, count, stride, scratch.x); });
     const Pass pass{.x = scratch.x,
-                    .x_stride = stride,
                     .count = (count + 7) / 8 * 8,
                     .k_begin = k,
                     .panels = matrix.data + tile.panel_begin * matrix.panel_bytes,
                     .panel_bytes = matrix.panel_bytes,
-                    .acc = scratch.acc};
+                    .acc = scratch.acc,
+                    .is_new = tile.is_new,
+                    .next = k + block < matrix.cols ? nullptr : tile.next};
     run_pass(tile, pass, scratch.w);
   }
   with_type(tile.out.dtype, [&](auto tag) { finish_rows<decltype(tag)>(tile, scratch.acc, kAccStride); });

@@ -64,11 +64,13 @@ template <int kPanels>
 struct LinesAhead {
   const std::byte* at[kPanels];
   std::int64_t a_group;  // bytes of a panel
+  bool nearest;
 
-  LinesAhead(std::int64_t bytes, int groups) : at{}, a_group((bytes / groups + 63) / 64 * 64) {}
+  LinesAhead(std::int64_t bytes, int groups, bool asks_nearest)
+      : at{}, a_group((bytes / groups + 63) / 64 * 64), nearest(asks_nearest) {}
   PAGED_INLINE void ask() {
     for (int p = 0; p < kPanels; ++p) {
-      for (std::int64_t i = 0; i < a_group; i += 64) __builtin_prefetch(at[p] + i);
+      for (std::int64_t i = 0; i < a_group; i += 64) ask_for_weights(at[p] + i, nearest);
       at[p] += a_group;
     }
   }
@@ -281,7 +283,7 @@ void multiply(const Rows& all, const LinearTile& tile, const QuantLayout& layout
   for (int panel = 0; panel < tile.num_panels; panel += kPanels) {
     for (int block = 0; block < blocks.count; ++block) {
       const int k = block * blocks.k, count = smaller(blocks.k, static_cast<int>(tile.weights->cols) - k);
-      LinesAhead<kPanels> ahead(tile.is_new ? blocks.bytes : 0, tiles * count / layout.group_k);
+      LinesAhead<kPanels> ahead(tile.is_new ? blocks.bytes : 0, tiles * count / layout.group_k, tile.asks_nearest);
       const int after = block + 1 < blocks.count ? panel : panel + kPanels;
       for (int p = 0; p < kPanels; ++p) {
         weights.set(p, blocks.at(smaller(panel + p, tile.num_panels - 1), block), count);

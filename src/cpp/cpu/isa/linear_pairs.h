@@ -12,8 +12,10 @@
 namespace paged::cpu::PAGED_ISA_NAMESPACE {
 
 constexpr int kFewPairRows = 4;
-constexpr int kPairPass = 320;     // k, at most, of a pass: many rows and panels that meet stay in the nearest cache
-constexpr int kPairsAhead = 4096;  // bytes of a panel that few rows ask for before they are needed
+// k, at most, of a pass: many rows and panels that meet stay in the nearest cache, if those that come next do so as
+// well.
+constexpr int kNearPass = 320, kFarPass = 640;
+constexpr int kPairsAhead = 4096;               // bytes of a panel that few rows ask for before they are needed
 constexpr int kPairBytes = 2 * kPanelRows * 2;  // of two k of a panel
 
 struct PairScratch {
@@ -30,29 +32,36 @@ struct PairPass {
   std::int64_t k_begin;
   std::int64_t k_end;
   float* acc;  // [rows, PairScratch::kStride]
+  bool asks_nearest;
 };
 
 // `ahead`: lines of kAsks neighbouring panels, one of which is asked for beside each step.
 template <int kAsks, int kRows, int kPanels>
 void multiply_pairs(const PairPass& pass, int row, int panel, [[maybe_unused]] const std::byte* ahead) {
   constexpr int kStride = PairScratch::kStride;
-  const BFloat16* x = pass.x + row * pass.x_stride;
   const std::byte* weights = pass.panels + panel * pass.panel_bytes;
+  const std::byte *at = weights + pass.k_begin / 2 * kPairBytes, *end = weights + pass.k_end / 2 * kPairBytes;
+  RowCursor<kRows> x(pass.x + row * pass.x_stride + pass.k_begin, pass.x_stride * 2);
   float* out = pass.acc + row * kStride + panel * kPanelRows;
   F32 acc[kRows][kPanels];
+#pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 16
     for (int p = 0; p < kPanels; ++p) acc[r][p] = pass.k_begin == 0 ? zero() : load(out + r * kStride + p * kPanelRows);
-  for (std::int64_t k = pass.k_begin; k < pass.k_end; k += 2) {
-    const std::int64_t at = k / 2 * kPairBytes;
+  for (; at < end; at += kPairBytes) {
     I32 words[kPanels];
-    for (int p = 0; p < kPanels; ++p) words[p] = load_words(weights + p * pass.panel_bytes + at);
+#pragma GCC unroll 16
+    for (int p = 0; p < kPanels; ++p) words[p] = load_words(at + p * pass.panel_bytes);
     if constexpr (kRows <= kFewPairRows && kPanels <= 2)  // machines find more streams by themselves
-      for (int p = 0; p < kPanels; ++p) __builtin_prefetch(weights + p * pass.panel_bytes + at + kPairsAhead);
-    for (int p = 0; p < kAsks; ++p) __builtin_prefetch(ahead + p * pass.panel_bytes);
+      for (int p = 0; p < kPanels; ++p) __builtin_prefetch(at + p * pass.panel_bytes + kPairsAhead);
+    for (int p = 0; p < kAsks; ++p) ask_for_weights(ahead + p * pass.panel_bytes, pass.asks_nearest);
     if constexpr (kAsks > 0) ahead += kPairBytes;
-    add_pair(x + k, pass.x_stride, words, acc);
+    add_pair(x, words, acc);
+    x.advance(4);
   }
+#pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 16
     for (int p = 0; p < kPanels; ++p) store(out + r * kStride + p * kPanelRows, acc[r][p]);
 }
 
@@ -128,11 +137,13 @@ void multiply_by_pairs(const LinearTile& tile) {
                 .panel_bytes = matrix.panel_bytes,
                 .k_begin = 0,
                 .k_end = matrix.cols,
-                .acc = scratch.acc};
+                .acc = scratch.acc,
+                .asks_nearest = tile.asks_nearest};
   if (tile.num_rows <= kFewPairRows) {
     multiply_few_pairs<kFewPairRows>(pass, tile.num_rows, tile.num_panels);
   } else {
-    const std::int64_t passes = (matrix.cols + kPairPass - 1) / kPairPass;
+    const int most = tile.asks_nearest ? kNearPass : kFarPass;
+    const std::int64_t passes = (matrix.cols + most - 1) / most;
     const std::int64_t step = (matrix.cols / 2 + passes - 1) / passes * 2;
     for (; pass.k_begin < matrix.cols; pass.k_begin += step) {
       pass.k_end = pass.k_begin + step < matrix.cols ? pass.k_begin + step : matrix.cols;

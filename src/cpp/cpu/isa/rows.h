@@ -2,6 +2,9 @@
 // Rows of a MatrixView as typed pointers, how many are taken at once, and the switch from a runtime dtype to a type.
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
+
 #include "cpu/isa/vec.h"
 #include "ops/ops.h"
 
@@ -16,10 +19,42 @@ PAGED_INLINE int even_tile(int num_rows, int most) {
   return (num_rows + tiles - 1) / tiles;
 }
 
+// Asks for the line of weights at p, as LinearTile::asks_nearest has it.
+PAGED_INLINE void ask_for_weights(const std::byte* p, bool nearest) {
+  if (nearest)
+    __builtin_prefetch(p);
+  else
+    __builtin_prefetch(p, 0, 2);
+}
+
 template <typename T>
 PAGED_INLINE T* row_of(const MatrixView& view, std::int64_t row) {
   return static_cast<T*>(view.data) + row * view.row_stride;
 }
+
+// Rows a stride apart, read at one place after the other. Three of them share a pointer, with the stride or twice it in
+// the address: of a pointer for each, GCC keeps a part in vector registers and fetches it from there for every read.
+template <int kRows>
+class RowCursor {
+ public:
+  PAGED_INLINE RowCursor(const void* first, std::int64_t stride_bytes) : stride_(stride_bytes) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kPointers; ++i) at_[i] = static_cast<const std::byte*>(first) + 3 * i * stride_;
+  }
+  PAGED_INLINE const std::byte* of(int row) const { return at_[row / 3] + row % 3 * stride_; }
+  PAGED_INLINE void advance(int bytes) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kPointers; ++i) {
+      at_[i] += bytes;
+      asm("" : "+r"(at_[i]));  // or GCC makes a pointer for each row after all
+    }
+  }
+
+ private:
+  static constexpr int kPointers = (kRows + 2) / 3;
+  const std::byte* at_[kPointers];
+  std::int64_t stride_;
+};
 
 // Calls body(T{}) with the type of dtype, which is a float's.
 template <typename Body>
