@@ -118,8 +118,8 @@ void multiply_few(const Pass& pass, int num_rows, int num_panels) {
 
 // ---- many rows
 
-// Of the panels that come next, asked for beside each k: weights that are decoded at once would wait for memory, and it
-// for the products.
+// Of the panels that come next, asked for beside each k: or their decoding would wait for memory, and memory for the
+// products. All in one place where nothing is to be asked for.
 struct LinesOfNext {
   const std::byte* at;
   std::int64_t panel_bytes;
@@ -175,11 +175,12 @@ template <typename Format>
 void multiply_many(const Pass& pass, int num_rows, int num_panels, float* scratch) {
   const auto after = [&](int panel) -> LinesOfNext {
     if (!pass.is_new) return {pass.panels, 0, 0};
-    const bool is_last = panel >= num_panels;
-    if (is_last && pass.next != nullptr) return {pass.next, pass.panel_bytes, Format::kBytes};
-    const std::int64_t k = pass.k_begin + (is_last ? pass.count : 0);
-    return {pass.panels + (is_last ? 0 : panel) * pass.panel_bytes + k * Format::kBytes, pass.panel_bytes,
-            Format::kBytes};
+    const std::byte* at = pass.next;
+    if (panel < num_panels)
+      at = pass.panels + panel * pass.panel_bytes + pass.k_begin * Format::kBytes;
+    else if (at == nullptr)
+      at = pass.panels + (pass.k_begin + pass.count) * Format::kBytes;
+    return {at, pass.panel_bytes, Format::kBytes};
   };
   int panel = 0;
   for (; panel + kTilePanels <= num_panels; panel += kTilePanels)
