@@ -12,8 +12,8 @@
 namespace paged::cpu::PAGED_ISA_NAMESPACE {
 
 constexpr int kFewPairRows = 4;
-// k, at most, of a pass: many rows and panels that meet stay in the nearest cache, if those that come next do so as
-// well.
+// k, at most, of a pass. What meets stays in the nearest cache beside what is asked for there; weights that come from
+// the second one leave room for longer passes, which load and store sums less often.
 constexpr int kNearPass = 320, kFarPass = 640;
 constexpr int kPairsAhead = 4096;               // bytes of a panel that few rows ask for before they are needed
 constexpr int kPairBytes = 2 * kPanelRows * 2;  // of two k of a panel
