@@ -28,9 +28,9 @@ def paged(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_generate_answers(gguf: str) -> None:
-    done = paged("generate", "Why is the sky blue?", "--model", gguf, "--max-tokens", "60")
+    done = paged("generate", "What is the capital of Japan?", "--model", gguf, "--max-tokens", "60")
     assert done.returncode == 0, done.stderr
-    assert "Rayleigh" in done.stdout
+    assert "Tokyo" in done.stdout
 
 
 def test_raw_continues_the_prompt(gguf: str) -> None:

@@ -103,8 +103,8 @@ def test_stop_strings_cut_the_text(llm: paged.LLM) -> None:
 def test_chat_answers_and_reuses_the_conversation(real_models: Mapping[str, Path]) -> None:
     with paged.LLM(real_models["smollm2-135m-instruct.gguf"], kv_cache_bytes=64 << 20, max_model_len=2048) as llm:
         params = paged.SamplingParams(temperature=0.0, max_tokens=48)
-        messages = [{"role": "user", "content": "What is the capital of France?"}]
+        messages = [{"role": "user", "content": "What is the capital of Japan?"}]
         first = llm.chat(messages, params)
-        assert "Paris" in first.text and first.finish_reason == "stop"
+        assert "Tokyo" in first.text and first.finish_reason == "stop"
         messages += [{"role": "assistant", "content": first.text}, {"role": "user", "content": "And of Italy?"}]
         assert llm.chat(messages, params).num_cached_tokens >= first.num_prompt_tokens // 16 * 16

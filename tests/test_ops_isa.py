@@ -37,12 +37,13 @@ def test_every_instruction_set(isa: str) -> None:
 PRODUCTS = """
 import hashlib, torch
 from paged import _C
-from test_ops_linear import QUANTISED, linear, pack_quantised, random
+from test_ops_linear import QUANTISED, linear, pack_quantised, spiky
 
 threads = _C.ThreadPool(2)
 for name in QUANTISED:
-    x = torch.cat([random((70, 768), dtype).float() for dtype in (torch.float32, torch.bfloat16)])
-    out = [linear(threads, x[:rows], pack_quantised(threads, name, 133, 768)) for rows in (1, 3, 140)]
+    matrix = pack_quantised(threads, name, 133, 768)
+    out = [linear(threads, spiky((rows, 768), dtype), matrix)
+           for dtype in (torch.float32, torch.bfloat16, torch.float16) for rows in (1, 3, 140)]
     print(name, hashlib.sha256(torch.cat(out).numpy().tobytes()).hexdigest())
 """
 

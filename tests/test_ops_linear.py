@@ -38,6 +38,13 @@ def random(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, seed: int
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
+def spiky(shape: tuple[int, int], dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
+    """Rows in which a few numbers are far larger than the others: of 16 bits, some groups of codes are fine."""
+    x = random(shape, seed=seed)
+    spikes = torch.rand(shape, generator=torch.Generator().manual_seed(seed + 1)) < 0.005
+    return torch.where(spikes, x * 30, x).to(dtype)
+
+
 def quantised_rows(name: str, rows: int, cols: int) -> tuple[np.ndarray, torch.Tensor]:
     """Bytes of a quantised matrix and the values that the gguf package reads from them."""
     kind = QUANTISED[name]
@@ -64,17 +71,27 @@ def pack_quantised(threads: _C.ThreadPool, name: str, rows: int, cols: int) -> _
     return ops.pack(threads, quantised_rows(name, rows, cols)[0], name, rows, cols)
 
 
+def are_coarse(x: torch.Tensor) -> torch.Tensor:
+    """bool [rows, groups, 1]: of 16 bits, and with nothing above four times the row's root mean square."""
+    if x.dtype == torch.float32:
+        return torch.zeros(x.shape[0], x.shape[1] // 32, 1, dtype=torch.bool)
+    largest = x.double().reshape(x.shape[0], -1, 32).abs().amax(2, keepdim=True)
+    return largest**2 <= 16 * x.double().square().mean(1)[:, None, None]
+
+
 def as_codes(x: torch.Tensor) -> torch.Tensor:
-    """x as products with quantised weights read it, float64: 32 codes with a scale, the power of two with which the
-    largest of them is below 2^15, or below 2^14 where it would be above 127 * 256."""
+    """x as products with quantised weights read it, float64: 32 codes with a scale. Coarse: the largest of them is 127.
+    Fine: the scale is the power of two with which it is below 2^15, or below 2^14 where it would be above 127 * 256."""
     groups = x.double().reshape(x.shape[0], -1, 32)
     largest = groups.abs().amax(2, keepdim=True)
+    inverse = torch.full_like(largest, 127).float() / largest.float()  # 127 / tensor would multiply by a reciprocal
+    coarse = (x.float().reshape(groups.shape) * inverse).round().double() * largest / 127
     fraction, exponent = torch.frexp(largest)  # largest = fraction * 2^exponent, fraction in [0.5, 1)
     exponent += (fraction * 65536 > 2 * 127 * 256).int()
     scale = torch.ldexp(torch.ones_like(largest), exponent - 15)
     codes = (groups / scale).round()
     assert codes.abs().max() <= 127 * 256
-    return (codes * scale).reshape(x.shape)
+    return torch.where(are_coarse(x), coarse, codes * scale).reshape(x.shape)
 
 
 def linear(threads: _C.ThreadPool, x: torch.Tensor, *parts: _C.WeightMatrix, **keywords: torch.Tensor) -> torch.Tensor:
@@ -139,20 +156,26 @@ def test_products_match_float64(threads: _C.ThreadPool, x_name: str, name: str, 
 @pytest.mark.parametrize("num_tokens", [1, 2, 3, 4, 5, 9, 60])
 def test_quantised_products_match_float64(threads: _C.ThreadPool, x_name: str, name: str, num_tokens: int) -> None:
     data, weights = quantised_rows(name, 133, 2304)
-    x = random((num_tokens, 2304), DTYPES[x_name]) * torch.logspace(-3, 3, num_tokens).to(DTYPES[x_name])[:, None]
+    x = spiky((num_tokens, 2304), DTYPES[x_name]) * torch.logspace(-3, 2, num_tokens).to(DTYPES[x_name])[:, None]
     out = linear(threads, x, ops.pack(threads, data, name, *weights.shape))
     # Sums of many terms: relative to what they are made of.
     size = x.double().abs() @ weights.double().abs().T
     assert ((out - as_codes(x) @ weights.double().T).abs() <= 2e-6 * size).all()
-    assert ((out - x.double() @ weights.double().T).abs() <= 1e-5 * size).all()
+    if x_name == "float32":
+        assert ((out - x.double() @ weights.double().T).abs() <= 5e-5 * size).all()
 
 
-def test_codes_of_bfloat16_are_exact_down_to_a_128th_of_the_largest() -> None:
-    x = random((64, 2304), torch.bfloat16)
-    groups = x.double().reshape(64, -1, 32)
-    kept = groups.abs() * 128 >= groups.abs().amax(2, keepdim=True)
-    assert kept.double().mean() > 0.9
-    assert torch.equal(as_codes(x).reshape(groups.shape)[kept], groups[kept])
+def test_codes_are_fine_where_numbers_are_large() -> None:
+    x = spiky((64, 2304), torch.bfloat16)
+    groups, codes = x.double().reshape(64, -1, 32), as_codes(x).reshape(64, -1, 32)
+    coarse = are_coarse(x)
+    assert 0.05 < 1 - coarse.double().mean() < 0.3
+    # What is a bfloat16 is exact down to a 128th of the largest of a fine group.
+    kept = ~coarse & (groups.abs() * 128 >= groups.abs().amax(2, keepdim=True))
+    assert torch.equal(codes[kept], groups[kept])
+    # Rounding costs less than a hundredth of what a row is made of, whatever is in it.
+    error = (codes - groups).square().mean((1, 2)).sqrt()
+    assert (error <= 0.01 * groups.square().mean((1, 2)).sqrt()).all()
 
 
 @pytest.mark.parametrize("name", QUANTISED)
@@ -203,7 +226,7 @@ def test_a_row_does_not_depend_on_its_batch(threads: _C.ThreadPool, x_name: str,
         matrix = pack(threads, random((rows, cols), DTYPES[name]))
     else:
         matrix = pack_quantised(threads, name, rows, cols)
-    x = random((512, cols), DTYPES[x_name], seed=2)
+    x = spiky((512, cols), DTYPES[x_name], seed=2)
     whole = linear(threads, x, matrix)
     alone = _C.ThreadPool(1)
     for size in (1, 2, 3, 4, 5, 11, 12, 13, 47, 49):
@@ -231,7 +254,7 @@ def test_parts_bias_and_strides(threads: _C.ThreadPool, num_tokens: int) -> None
 def test_parts_of_several_quantised_formats(threads: _C.ThreadPool, num_tokens: int) -> None:
     names = ("q4_k", "q6_k", "q5_0", "q4_1")
     parts = [pack_quantised(threads, name, 50, 512) for name in names]
-    x = random((num_tokens, 512), torch.bfloat16)
+    x = spiky((num_tokens, 512), torch.bfloat16)
     together = linear(threads, x, *parts)
     for row in {0, 7, num_tokens - 1}:
         alone = [linear(threads, x[row : row + 1], part) for part in parts]

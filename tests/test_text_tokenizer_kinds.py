@@ -227,7 +227,7 @@ def test_plain_text_gets_the_ids_of_sentencepiece(tmp_path: Path, sentencepiece_
 
 def test_broken_sentencepiece_folders_are_refused(tmp_path: Path, sentencepiece_bytes: bytes) -> None:
     folder = _sentencepiece_folder(tmp_path, sentencepiece_bytes)
-    for entry in ({"content": 3}, {"content": ""}, "x", {"content": "<x>", "lstrip": True}):
+    for entry in ({"content": 3}, {"content": ""}, {"content": "\ud800"}, "x", {"content": "<x>", "lstrip": True}):
         config = {"added_tokens_decoder": {"5": entry}}
         (folder / "tokenizer_config.json").write_text(json.dumps(config))
         with pytest.raises(CheckpointError, match=r"added_tokens_decoder: expected id|lstrip is supported with"):

@@ -79,7 +79,7 @@ def assemble(model: str | Path, options: EngineOptions) -> Assembly:
     with _open(path, options) as checkpoint:
         config = ModelConfig.from_hf(checkpoint.config)
         dtype = options.resolve_dtype(checkpoint.dtype)
-        kv_cache_dtype = options.resolve_kv_cache_dtype(dtype, checkpoint.is_quantised)
+        kv_cache_dtype = options.resolve_kv_cache_dtype(dtype)
         program = fuse(record(config, dtype, kv_cache_dtype))
         threads = _C.ThreadPool(options.resolve_num_threads())
         weights = checkpoint

@@ -151,12 +151,9 @@ class EngineOptions:
         """The dtype of activations: what was asked for, else the checkpoint's own."""
         return checkpoint_dtype if self.dtype == "auto" else self.dtype
 
-    def resolve_kv_cache_dtype(self, dtype: DType, quantised: bool) -> KvCacheDType:
-        """The dtype of keys and values where activations are `dtype`, of a checkpoint that is `quantised` or not."""
-        if self.kv_cache_dtype != "auto":
-            return self.kv_cache_dtype
-        # Whoever rounds weights to a few bits wants memory for context, not 32 bits of each key.
-        return "bfloat16" if quantised and self.dtype == "auto" and self.gpu is None else dtype
+    def resolve_kv_cache_dtype(self, dtype: DType) -> KvCacheDType:
+        """The dtype of keys and values where activations are `dtype`."""
+        return dtype if self.kv_cache_dtype == "auto" else self.kv_cache_dtype
 
     def resolve_num_threads(self) -> int:
         return self.num_threads or num_physical_cores()

@@ -109,7 +109,7 @@ def _load(model: str | Path, options: EngineOptions, gpu_index: int | None) -> _
     with open_checkpoint(path) as checkpoint:
         config = ModelConfig.from_hf(checkpoint.config)
         dtype = options.resolve_dtype(checkpoint.dtype)
-        program = fuse(record(config, dtype, options.resolve_kv_cache_dtype(dtype, checkpoint.is_quantised)))
+        program = fuse(record(config, dtype, options.resolve_kv_cache_dtype(dtype)))
         threads = _C.ThreadPool(options.resolve_num_threads())
         arena = plan(program, max_tokens=_CONTEXT, max_logits_rows=1)
         native = compile_program(

@@ -47,18 +47,10 @@ class Checkpoint:
 
     @property
     def dtype(self) -> Literal["float32", "bfloat16", "float16"]:
-        """float32, bfloat16 or float16: what its embedding is stored in; float32 if that is quantised."""
-        stored = self._embedding_type()
-        return "bfloat16" if stored == "bfloat16" else "float16" if stored == "float16" else "float32"
-
-    @property
-    def is_quantised(self) -> bool:
-        """Whether its embedding is stored in fewer than 16 bits."""
-        return self._embedding_type() not in ("float32", "bfloat16", "float16")
-
-    def _embedding_type(self) -> str:
+        """float32, bfloat16 or float16: what its embedding is stored in; bfloat16 if that is quantised."""
         embedding = next((name for name in self.names() if name.endswith("embed_tokens.weight")), None)
-        return self.tensor(embedding).type if embedding else "float32"
+        stored = self.tensor(embedding).type if embedding else "float32"
+        return "float32" if stored == "float32" else "float16" if stored == "float16" else "bfloat16"
 
     def names(self) -> list[str]:
         return self._source.names()

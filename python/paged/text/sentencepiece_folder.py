@@ -54,6 +54,11 @@ def _framing(config: dict[str, Any], adds_prefix: bool, bos: int, eos: int) -> F
     )
 
 
+def _is_text(content: str) -> bool:
+    """Whether it is some text, without a lone surrogate, which JSON may spell and no UTF-8 has."""
+    return content != "" and not any("\ud800" <= character <= "\udfff" for character in content)
+
+
 def _added_tokens(folder: Path, config: dict[str, Any]) -> dict[str, tuple[int, bool]]:
     """Text -> (id, whether it is special)."""
     path = folder / "tokenizer_config.json"
@@ -68,7 +73,7 @@ def _added_tokens(folder: Path, config: dict[str, Any]) -> dict[str, tuple[int, 
             or len(key) > 9
             or int(key) >= _MAX_TOKENS
             or not isinstance(content, str)
-            or not content
+            or not _is_text(content)
         ):
             raise CheckpointError(
                 f"{path}: added_tokens_decoder: expected id -> {{content}}, found {key!r:.99}: {entry!r:.99}"

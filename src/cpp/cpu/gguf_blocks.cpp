@@ -23,9 +23,8 @@ void read_nibbles(Bytes source, GgufBlock& block) {
   }
 }
 
-void add_fifth_bits(std::uint32_t bits, int offset, GgufBlock& block) {
-  for (int i = 0; i < 32; ++i)
-    block.codes[i] = byte((block.codes[i] | (((bits >> i) & 1u) << 4)) - static_cast<unsigned>(offset));
+void add_fifth_bits(std::uint32_t bits, int zero, GgufBlock& block) {
+  for (int i = 0; i < 32; ++i) block.codes[i] = byte(zero + block.codes[i] + static_cast<int>((bits >> i) & 1u) * 16);
 }
 
 // The 6-bit scales and mins of Q4_K and Q5_K: eight of each in twelve bytes.
@@ -70,7 +69,7 @@ void read_q6_k(Bytes p, GgufBlock& block) {
     const int quarter = i % 128 / 32;
     const int low = p[half * 64 + (quarter % 2) * 32 + i % 32] >> (quarter / 2 * 4) & 0xf;
     const int high = p[128 + half * 32 + i % 32] >> (quarter * 2) & 3;
-    block.codes[i] = byte((low | (high << 4)) - 32);
+    block.codes[i] = byte(low | (high << 4));
   }
 }
 
@@ -79,12 +78,10 @@ void dequantise(const GgufBlock& block, const QuantLayout& layout, float* out) {
   const float d = to_float(Float16{block.d}), block_min = layout.has_min ? to_float(Float16{block.min}) : 0.0f;
   for (int group = 0; group < layout.groups(); ++group) {
     const float scale = layout.sub_scaled ? d * static_cast<float>(block.scales[group]) : d;
-    float min = layout.zero != 0 ? scale * static_cast<float>(-layout.zero) : block_min;
-    if (layout.sub_scaled && layout.has_min) min *= -static_cast<float>(block.mins[group]);
-    for (int k = group * layout.group_k; k < (group + 1) * layout.group_k; ++k) {
-      const int code = layout.is_signed ? static_cast<std::int8_t>(block.codes[k]) : block.codes[k];
-      out[k] = static_cast<float>(code) * scale + min;
-    }
+    const float min =
+        layout.sub_scaled && layout.has_min ? block_min * -static_cast<float>(block.mins[group]) : block_min;
+    for (int k = group * layout.group_k; k < (group + 1) * layout.group_k; ++k)
+      out[k] = static_cast<float>(block.codes[k] - layout.zero) * scale + min;
   }
 }
 
@@ -112,7 +109,9 @@ void read_block(WeightType type, const std::byte* source, GgufBlock& block) {
   const Bytes p = reinterpret_cast<Bytes>(source);
   block.d = read_u16(p);
   switch (type) {
-    case WeightType::kQ8_0: std::memcpy(block.codes, p + 2, 32); return;
+    case WeightType::kQ8_0:
+      for (int i = 0; i < 32; ++i) block.codes[i] = byte(p[2 + i] ^ 0x80);  // + 128
+      return;
     case WeightType::kQ4_0: read_nibbles(p + 2, block); return;
     case WeightType::kQ4_1:
       block.min = read_u16(p + 2);
@@ -120,7 +119,7 @@ void read_block(WeightType type, const std::byte* source, GgufBlock& block) {
       return;
     case WeightType::kQ5_0:
       read_nibbles(p + 6, block);
-      add_fifth_bits(read_u32(p + 2), 16, block);
+      add_fifth_bits(read_u32(p + 2), kQ8Layout.zero - 16, block);
       return;
     case WeightType::kQ5_1:
       block.min = read_u16(p + 2);

@@ -11,7 +11,7 @@
 namespace paged::cpu {
 
 struct GgufBlock {
-  std::uint8_t codes[256];  // two's complement where the packed format is signed
+  std::uint8_t codes[256];  // that stand for what they are, less the packed format's zero
   std::uint16_t d;          // float16 bits
   std::uint16_t min;
   std::int8_t scales[16];

@@ -110,8 +110,11 @@ struct KernelTable {
   LinearTileSize bfloat16_tile;  // where x and all weights are bfloat16, and columns a multiple of kBFloat16Cols
   LinearTileSize integer_tile;   // where all weights are quantised
   LinearTileSize code_tile;      // and codes are tiled (quantised_rows.h)
-  int code_tile_rows;            // so many rows or more want tiled codes if all weights are quantised; 0: none do
-  int query_rows;                // of an AttentionTile, where there are many; <= kMaxQueryRows
+  // So many rows or more want tiled codes if all weights are quantised, where all codes of x are fine or most are
+  // coarse (quantised_rows.h). 0: none do.
+  int fine_tile_rows;
+  int coarse_tile_rows;
+  int query_rows;  // of an AttentionTile, where there are many; <= kMaxQueryRows
 
   void (*linear)(const LinearTile& tile);
   void (*quantise_rows)(const MatrixView& x, const QuantisedRows& to, std::int64_t row_begin, std::int64_t row_end);

@@ -177,8 +177,8 @@ void run_rows(ThreadPool& threads, const LinearParams& params, const Partition& 
 // less time than others take to hear of it.
 void run_quantised(ThreadPool& threads, const LinearParams& params) {
   const std::int64_t cols = params.x.cols;
-  const bool tiled = kernels().code_tile_rows > 0 && params.x.rows >= kernels().code_tile_rows &&
-                     num_quantised(params) == params.num_parts;
+  const int tile_rows = params.x.dtype == DType::kFloat32 ? kernels().fine_tile_rows : kernels().coarse_tile_rows;
+  const bool tiled = tile_rows > 0 && params.x.rows >= tile_rows && num_quantised(params) == params.num_parts;
   const std::int64_t at_once = quantised_rows_at_once(cols, tiled);
   PAGED_CHECK(params.workspace != nullptr, "linear: products with quantised weights need a workspace");
   for (std::int64_t row = 0; row < params.x.rows; row += at_once) {
@@ -266,7 +266,7 @@ void linear(ThreadPool& threads, const LinearParams& params) {
 }
 
 std::int64_t linear_workspace_bytes(std::int64_t max_rows, std::int64_t max_cols) {
-  const bool tiled = kernels().code_tile_rows > 0;
+  const bool tiled = kernels().fine_tile_rows > 0;
   const std::int64_t row_bytes = quantised_row_bytes(max_cols, tiled);
   const std::int64_t unit = tiled ? kernels().code_tile.row_step : 1, rows = divide_up(max_rows, unit) * unit;
   return std::min(rows * row_bytes, std::max(kQuantisedBytes, kFewestQuantisedRows * row_bytes));

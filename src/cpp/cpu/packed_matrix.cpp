@@ -38,7 +38,6 @@ Scale group_scale(const std::byte* block, const QuantLayout& layout, int group, 
     out.scale *= static_cast<float>(static_cast<std::int8_t>(block[layout.scales_offset() + at]));
     if (layout.has_min) out.min *= -static_cast<float>(static_cast<std::int8_t>(block[layout.mins_offset() + at]));
   }
-  if (layout.zero != 0) out.min = out.scale * static_cast<float>(-layout.zero);
   return out;
 }
 
@@ -47,8 +46,7 @@ int code_at(const std::byte* codes, const QuantLayout& layout, int k, int lane) 
     const int byte = std::to_integer<int>(codes[(k / 8) * 64 + lane * 4 + k % 4]);
     return (k % 8 < 4) ? byte & 0xf : byte >> 4;
   }
-  const std::byte byte = codes[(k / 4) * 64 + lane * 4 + k % 4];
-  return layout.is_signed ? static_cast<std::int8_t>(byte) : std::to_integer<int>(byte);
+  return std::to_integer<int>(codes[(k / 4) * 64 + lane * 4 + k % 4]);
 }
 
 void unpack_quantised(const std::byte* panel, const QuantLayout& layout, int lane, std::int64_t cols, float* out) {
@@ -57,7 +55,8 @@ void unpack_quantised(const std::byte* panel, const QuantLayout& layout, int lan
       const Scale s = group_scale(panel, layout, group, lane);
       for (int i = 0; i < layout.group_k; ++i) {
         const int k = group * layout.group_k + i;
-        out[k0 + k] = static_cast<float>(code_at(panel + layout.codes_offset(), layout, k, lane)) * s.scale + s.min;
+        const int code = code_at(panel + layout.codes_offset(), layout, k, lane) - layout.zero;
+        out[k0 + k] = static_cast<float>(code) * s.scale + s.min;
       }
     }
   }

@@ -10,8 +10,9 @@
 //       8-bit codes    [block_k / 4][16][4]              4 consecutive k of one row in a 32-bit word
 //       4-bit codes    [block_k / 8][16][4]              byte b: low nibble is k + b, high nibble k + 4 + b
 //
-// weight = code * scale + min, where scale = d (* scales[group]) and min = -zero * scale, or the block's min, or
-// -min * mins[group]. Every product is exact in float32, so the result equals the checkpoint's own dequantisation.
+// weight = (code - zero) * scale + min, where scale = d (* scales[group]) and min is 0, or the block's, or -min *
+// mins[group]. Codes are unsigned, as vpdpbusd wants them. Every product is exact in float32, so the result equals the
+// checkpoint's own dequantisation.
 #pragma once
 
 #include <cstddef>
@@ -30,11 +31,10 @@ enum class PackedFormat : std::uint8_t { kFloat32, kBFloat16, kFloat16, kQ8, kQ8
 PackedFormat packed_format_of(WeightType type);
 
 struct QuantLayout {
-  int block_k;     // weights of a row that share d
-  int group_k;     // weights of a row that share a scale
-  int bits;        // of a stored code: 4 or 8
-  bool is_signed;  // of an 8-bit code
-  int zero;        // the code of weight 0 where there is no min
+  int block_k;  // weights of a row that share d
+  int group_k;  // weights of a row that share a scale
+  int bits;     // of a stored code: 4 or 8
+  int zero;     // the code of weight 0 where there is no min
   bool has_min;
   bool sub_scaled;  // the group's scale and min are 8-bit multiples of the block's
 
@@ -48,13 +48,13 @@ struct QuantLayout {
   constexpr int block_bytes() const { return codes_offset() + block_k * kPanelRows * bits / 8; }
 };
 
-inline constexpr QuantLayout kQ8Layout{32, 32, 8, true, 0, false, false};     // Q8_0, Q5_0
-inline constexpr QuantLayout kQ8MinLayout{32, 32, 8, false, 0, true, false};  // Q5_1
-inline constexpr QuantLayout kQ4Layout{32, 32, 4, false, 8, false, false};    // Q4_0
-inline constexpr QuantLayout kQ4MinLayout{32, 32, 4, false, 0, true, false};  // Q4_1
-inline constexpr QuantLayout kQ4KLayout{256, 32, 4, false, 0, true, true};
-inline constexpr QuantLayout kQ5KLayout{256, 32, 8, false, 0, true, true};
-inline constexpr QuantLayout kQ6KLayout{256, 16, 8, true, 0, false, true};
+inline constexpr QuantLayout kQ8Layout{32, 32, 8, 128, false, false};  // Q8_0, Q5_0
+inline constexpr QuantLayout kQ8MinLayout{32, 32, 8, 0, true, false};  // Q5_1
+inline constexpr QuantLayout kQ4Layout{32, 32, 4, 8, false, false};    // Q4_0
+inline constexpr QuantLayout kQ4MinLayout{32, 32, 4, 0, true, false};  // Q4_1
+inline constexpr QuantLayout kQ4KLayout{256, 32, 4, 0, true, true};
+inline constexpr QuantLayout kQ5KLayout{256, 32, 8, 0, true, true};
+inline constexpr QuantLayout kQ6KLayout{256, 16, 8, 32, false, true};
 
 // Null for the float formats.
 constexpr const QuantLayout* layout_of(PackedFormat format) {

@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows of x as products with quantised weights read them: codes of 16 bits, 32 of them (a group) with a scale, a power
-// of two. x = code * scale with |code| <= 32512: of a bfloat16, exact unless it is 128 times smaller than the largest
-// of its group; of any number, to half a scale, that is 2^-15 of the largest. The same codes on every instruction set;
-// how they lie is its own (isa/integer_dot.h).
+// Rows of x as products with quantised weights read them: codes of 16 bits, 32 of them (a group) with a scale, x = code
+// * scale and |code| <= 32512. Groups are
+//   fine    the scale is a power of two: a bfloat16 is exact unless it is 128 times smaller than the largest of its
+//           group, any number is rounded to 2^-15 of the largest
+//   coarse  codes are multiples of 256, 127 * 256 for the largest: products skip their low bytes. Where x has 16 bits,
+//           groups whose largest is not far above what is usual in the row (isa/code_scales.h)
+// Rounding by coarse groups is as large as what bfloat16 rounds off a model's activations. The same codes on every
+// instruction set; how they lie is its own (isa/integer_dot.h).
 #pragma once
 
 #include <algorithm>
@@ -19,17 +23,20 @@ inline constexpr int kCodePadding = 64;  // between rows: rows as far apart as a
 
 struct CodeGroup {
   std::byte codes[2 * kCodeGroup];
-  float scale;             // NaN where x has a NaN or an infinity
-  float scaled_sum;        // scale * the sum of the codes, exact
-  std::int32_t sum;        // of the codes
-  std::int32_t first_sum;  // of the first half's, where some weights' groups are as small
+  float scale;                   // NaN where x has a NaN or an infinity
+  float scaled_sum;              // scale * the sum of the codes
+  std::int32_t minus_sum;        // of the codes
+  std::int32_t minus_first_sum;  // of the first half's, where some weights' groups are as small
+  std::int32_t is_fine;
 };
 
-// A group of sixteen rows as AMX tiles read them: code * scale = high + low, the first a multiple of 256 scales.
-struct CodeTile {
+// A group of sixteen rows as AMX tiles read them: code = high + low, the first a multiple of 256.
+struct alignas(64) CodeTile {
   BFloat16 high[16][kCodeGroup];
   BFloat16 low[16][kCodeGroup];
+  float scales[16];
   float scaled_sums[16];
+  std::int32_t is_fine;  // whether any row's group is
 };
 
 enum class CodeLayout { kRows, kTiles };
@@ -46,7 +53,7 @@ struct QuantisedRows {
   std::int64_t first_row;
   std::int64_t cols;  // a multiple of 32
   CodeLayout layout;
-  bool halves;  // whether first_sum is wanted
+  bool halves;  // whether minus_first_sum is wanted
 
   PAGED_INLINE CodeTile* tiles() const { return reinterpret_cast<CodeTile*>(data); }
   PAGED_INLINE std::int64_t tile_stride() const { return cols / kCodeGroup; }

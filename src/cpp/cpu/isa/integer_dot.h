@@ -5,7 +5,7 @@
 //
 //   WideDot  weights are widened to 16 bits, even and odd k apart; so are the words of x
 //   ByteDot  AVX512-VNNI: weights are unsigned bytes; x is 256 * high + low, four high and four low bytes in
-//            the words of x. The same work for the instruction, and none for widening
+//            the words of x. Two passes over a group, the second one for the low bytes, if there are any
 #pragma once
 
 #include "cpu/isa/vec.h"
@@ -28,15 +28,11 @@ inline constexpr int kIntegerRows = 2;
 inline constexpr int kIntegerPanels = 1;
 #endif
 
-struct QuadOfX {
-  I32 first, second;
-};
 PAGED_INLINE I32 load_word(const std::byte* p) {
   std::uint32_t word;
   __builtin_memcpy(&word, p, sizeof(word));
   return set1_word(word);
 }
-PAGED_INLINE QuadOfX load_quad(const std::byte* codes) { return {load_word(codes), load_word(codes + 4)}; }
 
 // All bytes of a vector; `to` is aligned.
 PAGED_INLINE void store_words(std::byte* to, I32 words) { store(reinterpret_cast<float*>(to), as_float(words)); }
@@ -47,15 +43,6 @@ PAGED_INLINE I32 add_pairs(I32 sum, I32 a, I32 b);
 
 #if defined(__AVX512F__)
 
-template <bool kSigned>
-PAGED_INLINE I32 even_of_bytes(I32 words) {
-  if constexpr (kSigned) return {_mm512_srai_epi16(_mm512_slli_epi16(words.v, 8), 8)};
-  return words & set1_word(0x00ff00ffu);
-}
-template <bool kSigned>
-PAGED_INLINE I32 odd_of_bytes(I32 words) {
-  return {kSigned ? _mm512_srai_epi16(words.v, 8) : _mm512_srli_epi16(words.v, 8)};
-}
 PAGED_INLINE I32 add_pairs(I32 sum, I32 a, I32 b) {
 #if defined(__AVX512VNNI__)
   sum.v = _mm512_dpwssd_epi32(sum.v, a.v, b.v);
@@ -69,17 +56,6 @@ PAGED_INLINE __m256i as_shorts(I32 x) { return _mm512_cvtepi32_epi16(x.v); }
 
 #elif defined(__AVX2__)
 
-template <bool kSigned>
-PAGED_INLINE I32 even_of_bytes(I32 words) {
-  if constexpr (kSigned)
-    return {_mm256_srai_epi16(_mm256_slli_epi16(words.lo, 8), 8), _mm256_srai_epi16(_mm256_slli_epi16(words.hi, 8), 8)};
-  return words & set1_word(0x00ff00ffu);
-}
-template <bool kSigned>
-PAGED_INLINE I32 odd_of_bytes(I32 words) {
-  if constexpr (kSigned) return {_mm256_srai_epi16(words.lo, 8), _mm256_srai_epi16(words.hi, 8)};
-  return {_mm256_srli_epi16(words.lo, 8), _mm256_srli_epi16(words.hi, 8)};
-}
 PAGED_INLINE __m256i add_in_order(__m256i sum, __m256i products) {
   sum = _mm256_add_epi32(sum, products);
   asm("" : "+x"(sum));
@@ -95,18 +71,6 @@ PAGED_INLINE __m256i as_shorts(I32 x) { return _mm256_permute4x64_epi64(_mm256_p
 typedef short Short8 __attribute__((vector_size(16)));
 typedef unsigned short UShort8 __attribute__((vector_size(16)));
 
-template <bool kSigned>
-PAGED_INLINE I32 even_of_bytes(I32 words) {
-  if constexpr (!kSigned) return words & set1_word(0x00ff00ffu);
-  return each_quarter<I32>([&](int i) {
-    return reinterpret_cast<Int4>(reinterpret_cast<Short8>(reinterpret_cast<UShort8>(words.q[i]) << 8) >> 8);
-  });
-}
-template <bool kSigned>
-PAGED_INLINE I32 odd_of_bytes(I32 words) {
-  if constexpr (!kSigned) return shift_right<8>(words) & set1_word(0x00ff00ffu);
-  return each_quarter<I32>([&](int i) { return reinterpret_cast<Int4>(reinterpret_cast<Short8>(words.q[i]) >> 8); });
-}
 PAGED_INLINE I32 add_pairs(I32 sum, I32 a, I32 b) {
   return each_quarter<I32>([&](int i) {
 #if defined(__SSE2__)
@@ -125,15 +89,9 @@ struct WideDot {
   struct Operand {
     I32 even, odd;  // two k each, in the halves of a word
   };
-  struct Sums {
-    I32 all;
-  };
-
-  // Added to the weights' codes.
-  static constexpr int operand_offset(bool) { return 0; }
-  template <bool kSigned>
   PAGED_INLINE static Operand of_bytes(I32 words) {
-    return {even_of_bytes<kSigned>(words), odd_of_bytes<kSigned>(words)};
+    const I32 mask = set1_word(0x00ff00ffu);
+    return {words & mask, shift_right<8>(words) & mask};
   }
   template <int kHalf>
   PAGED_INLINE static Operand of_nibbles(I32 words) {
@@ -148,11 +106,11 @@ struct WideDot {
     return {(w.even + offset) ^ sign, (w.odd + offset) ^ sign};
   }
 
-  PAGED_INLINE static Sums sums_from(I32 start) { return {start}; }
-  PAGED_INLINE static void add_products(Sums& sums, Operand w, QuadOfX x) {
-    sums.all = add_pairs(add_pairs(sums.all, w.even, x.first), w.odd, x.second);
+  static constexpr int kPasses = 1;  // over a group's products
+  template <int>
+  PAGED_INLINE static I32 add_products(I32 sum, Operand w, const std::byte* x) {
+    return add_pairs(add_pairs(sum, w.even, load_word(x)), w.odd, load_word(x + 4));
   }
-  PAGED_INLINE static I32 total(Sums sums) { return sums.all; }
 
   // Sixteen codes of x.
   PAGED_INLINE static void store_codes(std::byte* p, I32 x) {
@@ -175,29 +133,20 @@ struct ByteDot {
   struct Operand {
     I32 bytes;
   };
-  struct Sums {
-    I32 high, low;
-  };
-
-  // The instruction wants weights unsigned.
-  static constexpr int operand_offset(bool is_signed) { return is_signed ? 128 : 0; }
-  template <bool kSigned>
-  PAGED_INLINE static Operand of_bytes(I32 words) {
-    if constexpr (kSigned) return {{_mm512_xor_si512(words.v, _mm512_set1_epi32(static_cast<int>(0x80808080u)))}};
-    return {words};
-  }
+  PAGED_INLINE static Operand of_bytes(I32 words) { return {words}; }
   template <int kHalf>
   PAGED_INLINE static Operand of_nibbles(I32 words) {
     return {(kHalf == 0 ? words : shift_right<4>(words)) & set1_word(0x0f0f0f0fu)};
   }
 
-  PAGED_INLINE static Sums sums_from(I32 start) { return {set1_word(0), start}; }
-  PAGED_INLINE static void add_products(Sums& sums, Operand w, QuadOfX x) {
-    sums.high = {_mm512_dpbusd_epi32(sums.high.v, w.bytes.v, x.first.v)};
-    sums.low = {_mm512_dpbusd_epi32(sums.low.v, w.bytes.v, x.second.v)};
-    asm("" : "+v"(sums.high.v), "+v"(sums.low.v));  // as in add_pairs()
+  // 0: the high bytes of x, 1: the low ones.
+  static constexpr int kPasses = 2;
+  template <int kPass>
+  PAGED_INLINE static I32 add_products(I32 sum, Operand w, const std::byte* x) {
+    sum.v = _mm512_dpbusd_epi32(sum.v, w.bytes.v, load_word(x + 4 * kPass).v);
+    asm("" : "+v"(sum.v));  // as in add_pairs()
+    return sum;
   }
-  PAGED_INLINE static I32 total(Sums sums) { return shift_left<8>(sums.high) + sums.low; }
 
   PAGED_INLINE static void store_codes(std::byte* p, I32 x) {
     const __m128i high = _mm512_cvtepi32_epi8(_mm512_srai_epi32(_mm512_add_epi32(x.v, _mm512_set1_epi32(128)), 8));
@@ -210,7 +159,7 @@ struct ByteDot {
 // Products with codes as they lie: rows by panels whose sums and results fit the registers, and whether any number of
 // rows does best so.
 using CodesDot = ByteDot;
-inline constexpr int kCodesRows = 4;
+inline constexpr int kCodesRows = 6;
 inline constexpr int kCodesPanels = 2;
 inline constexpr bool kCodesMeetAll = true;
 

@@ -14,9 +14,6 @@ struct Format {
   static constexpr int kGroupQuads = kGroup / 4;
   static constexpr int kGroupBytes = kGroup * kPanelRows * kLayout.bits / 8;
   static constexpr int kZero = kLayout.zero;
-  // What a Dot's operands are above what the codes stand for.
-  template <typename Dot>
-  static constexpr int kOffset = kZero + (kLayout.bits == 8 ? Dot::operand_offset(kLayout.is_signed) : 0);
 
   PAGED_INLINE static F32 group_bytes(const std::byte* block, int offset, int group) {
     return load(reinterpret_cast<const std::int8_t*>(block) + offset + group * kPanelRows);
@@ -38,7 +35,7 @@ struct Format {
   // k = 4 * kQuad .. 4 * kQuad + 3 of the group whose codes begin at `codes`.
   template <typename Dot, int kQuad>
   PAGED_INLINE static typename Dot::Operand operand(const std::byte* codes) {
-    if constexpr (kLayout.bits == 8) return Dot::template of_bytes<kLayout.is_signed>(load_words(codes + kQuad * 64));
+    if constexpr (kLayout.bits == 8) return Dot::of_bytes(load_words(codes + kQuad * 64));
     return Dot::template of_nibbles<kQuad % 2>(load_words(codes + kQuad / 2 * 64));
   }
 };

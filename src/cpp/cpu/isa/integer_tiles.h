@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Products of many rows with quantised weights by AMX tiles of bfloat16, to the bit those of linear_integer.cpp.
-// Weights' codes are bfloat16 as they are. A code of x is 256 * high + low, two bfloat16, here already times the scale
-// of its group, a power of two: so a tile's sums are exact, in any order, as long as they fit 24 bits. With 4 bits (or
-// 5 and a sign, in groups of 16) both halves of x do; with 8, each by itself, and adding the two rounds as a conversion
-// of their exact sum would.
+// Weights' codes are bfloat16 as they are. A code of x is high + low, two bfloat16, the first a multiple of 256: so a
+// tile's sums are exact, in any order, as long as they fit 24 bits. With 4 bits (or 5 and a sign, in groups of 16) both
+// halves of x do; with 8, each by itself, and adding the two rounds as a conversion of their exact sum would. Where no
+// row's group is fine, low halves are zeros and left out.
 #pragma once
 
 #include "cpu/isa/finish_rows.h"
@@ -30,6 +30,7 @@ struct TiledPanel {
 struct alignas(64) StoredSums {
   float all[16 * kPanelRows];  // or what x's high halves give
   float low[16 * kPanelRows];
+  bool has_low;
 };
 inline constexpr int kStoredSums = 4;
 
@@ -40,13 +41,16 @@ PAGED_INLINE __m512i upper_bf16(__m512i integers) { return _mm512_castps_si512(_
 PAGED_INLINE void store_pairs(std::byte* to, __m512i even, __m512i odd) {
   _mm512_store_si512(to, _mm512_or_si512(_mm512_srli_epi32(even, 16), odd));
 }
-// Four k of sixteen rows -> two rows of pairs.
+// Four k of sixteen rows, less the codes' zero -> two rows of pairs.
+template <int kZero>
 PAGED_INLINE void widen_bytes(const std::byte* words, std::byte* to) {
   const __m512i w = _mm512_loadu_si512(words);
-  store_pairs(to, upper_bf16(_mm512_srai_epi32(_mm512_slli_epi32(w, 24), 24)),
-              upper_bf16(_mm512_srai_epi32(_mm512_slli_epi32(w, 16), 24)));
-  store_pairs(to + kTileBytes, upper_bf16(_mm512_srai_epi32(_mm512_slli_epi32(w, 8), 24)),
-              upper_bf16(_mm512_srai_epi32(w, 24)));
+  const auto byte = [&](int bits) {
+    const __m512i code = _mm512_and_si512(_mm512_srli_epi32(w, bits), _mm512_set1_epi32(0xff));
+    return upper_bf16(_mm512_sub_epi32(code, _mm512_set1_epi32(kZero)));
+  };
+  store_pairs(to, byte(0), byte(8));
+  store_pairs(to + kTileBytes, byte(16), byte(24));
 }
 // Eight k of sixteen rows -> four rows of pairs; `numbers` are what codes stand for, as bfloat16 in the upper half.
 PAGED_INLINE void widen_nibbles(const std::byte* words, __m512i numbers, std::byte* to) {
@@ -69,6 +73,7 @@ PAGED_INLINE __m512i numbers_of_nibbles() {
 #else
 
 // Never called.
+template <int kZero>
 void widen_bytes(const std::byte* words, std::byte* to);
 void widen_nibbles(const std::byte* words, int numbers, std::byte* to);
 template <int kZero>
@@ -92,7 +97,8 @@ struct TiledFormat : Format<kTheLayout> {
   // The codes of one group as kPairs rows of pairs.
   PAGED_INLINE static void widen_group(const std::byte* codes, std::byte* to) {
     if constexpr (kLayout.bits == 8) {
-      for (int quad = 0; quad < kPairs / 2; ++quad) widen_bytes(codes + quad * 64, to + quad * 2 * kTileBytes);
+      for (int quad = 0; quad < kPairs / 2; ++quad)
+        widen_bytes<kLayout.zero>(codes + quad * 64, to + quad * 2 * kTileBytes);
     } else {
       const auto numbers = numbers_of_nibbles<kLayout.zero>();
       for (int line = 0; line < kPairs / 4; ++line)
@@ -152,46 +158,52 @@ struct CodeTilePass {
   }
 
   template <int kSlot>
-  PAGED_INLINE void multiply() {
+  PAGED_INLINE void multiply(int step) {
     constexpr int kAll = 2 * kSlot, kLow = F::kHalvesApart ? kAll + 1 : kAll, kB = 6 + kSlot;
     const CodeTile& a = tile_of(product);
     const int offset = product.group * F::kGroup % kCodeGroup;
+    const bool has_low = scratch.stored[step % kStoredSums].has_low = a.is_fine != 0;
     clear_tile<kAll>();
-    if constexpr (F::kHalvesApart) clear_tile<kLow>();
     load_tile<kB>(scratch.panels[product.panel].codes[product.group * F::kPairs], kTileBytes);
     load_tile<4>(&a.high[0][offset], kTileBytes);
     multiply_pairs_onto<kAll, 4, kB>();
-    load_tile<5>(&a.low[0][offset], kTileBytes);
-    multiply_pairs_onto<kLow, 5, kB>();
+    if (has_low) {
+      if constexpr (F::kHalvesApart) clear_tile<kLow>();
+      load_tile<5>(&a.low[0][offset], kTileBytes);
+      multiply_pairs_onto<kLow, 5, kB>();
+    }
     product.advance(num_panels, num_groups);
   }
   template <int kSlot>
   PAGED_INLINE void keep(int step) {
     StoredSums& to = scratch.stored[step % kStoredSums];
     store_tile<2 * kSlot>(to.all, kTileBytes);
-    if constexpr (F::kHalvesApart) store_tile<2 * kSlot + 1>(to.low, kTileBytes);
+    if constexpr (F::kHalvesApart)
+      if (to.has_low) store_tile<2 * kSlot + 1>(to.low, kTileBytes);
   }
   PAGED_INLINE void add(int step, F32 (&acc)[16]) {
     constexpr int kStride = kTiledPanels * kPanelRows;
     const StoredSums& from = scratch.stored[step % kStoredSums];
     const TiledPanel& panel = scratch.panels[sum.panel];
+    const CodeTile& codes = tile_of(sum);
     float* out = scratch.acc[sum.row] + sum.panel * kPanelRows;
     if (sum.group == 0) {
 #pragma GCC unroll 16
       for (int r = 0; r < 16; ++r) acc[r] = onto ? load(out + r * kStride) : zero();
     }
     const F32 scale = load(panel.scales[sum.group]);
+    const auto add_row = [&](int r, F32 all) { acc[r] = acc[r] + all * (scale * set1(codes.scales[r])); };
+    if (F::kHalvesApart && from.has_low) {
 #pragma GCC unroll 16
-    for (int r = 0; r < 16; ++r) {
-      F32 all = load(from.all + r * kPanelRows);
-      if constexpr (F::kHalvesApart) all = all + load(from.low + r * kPanelRows);
-      acc[r] = acc[r] + all * scale;
+      for (int r = 0; r < 16; ++r) add_row(r, load(from.all + r * kPanelRows) + load(from.low + r * kPanelRows));
+    } else {
+#pragma GCC unroll 16
+      for (int r = 0; r < 16; ++r) add_row(r, load(from.all + r * kPanelRows));
     }
     if constexpr (F::kLayout.has_min) {
       const F32 min = load(panel.mins[sum.group]);
-      const float* sums = tile_of(sum).scaled_sums;
 #pragma GCC unroll 16
-      for (int r = 0; r < 16; ++r) acc[r] = acc[r] + min * set1(sums[r]);
+      for (int r = 0; r < 16; ++r) acc[r] = acc[r] + min * set1(codes.scaled_sums[r]);
     }
     if (sum.group == num_groups - 1) {
 #pragma GCC unroll 16
@@ -201,7 +213,7 @@ struct CodeTilePass {
   }
   template <int kSlot>
   PAGED_INLINE void step(int i, int count, F32 (&acc)[16]) {
-    if (i < count) multiply<kSlot>();
+    if (i < count) multiply<kSlot>(i);
     if (i >= 1 && i <= count) keep<1 - kSlot>(i - 1);
     if (i >= 2 && i <= count + 1) add(i - 2, acc);
   }

@@ -41,11 +41,11 @@ struct GroupsOfX {
   }
 };
 
-// Of one row in the group of weights that begins with half `half` of a group of x.
+// Of one row in the group of weights that begins with half `half` of a group of x, negated.
 template <int kGroup>
-PAGED_INLINE std::int32_t code_sum(const CodeGroup& group, int half) {
-  if constexpr (kGroup == kCodeGroup) return group.sum;
-  return half == 0 ? group.first_sum : group.sum - group.first_sum;
+PAGED_INLINE std::int32_t minus_sum(const CodeGroup& group, int half) {
+  if constexpr (kGroup == kCodeGroup) return group.minus_sum;
+  return half == 0 ? group.minus_first_sum : group.minus_sum - group.minus_first_sum;
 }
 
 constexpr int log2_of(int power) { return power == 1 ? 0 : 1 + log2_of(power / 2); }
@@ -78,18 +78,53 @@ struct LinesAhead {
 
 // ---- codes in registers
 
-template <typename F, int kRows, int kPanels, int kQuad>
+// Pass kPass of the products of a group.
+template <typename F, int kPass, int kRows, int kPanels, int kQuad = 0>
 PAGED_INLINE void add_quads(const std::byte* const (&codes)[kPanels], const std::byte* x, std::int64_t stride,
-                            CodesDot::Sums (&sums)[kRows][kPanels]) {
+                            I32 (&sums)[kRows][kPanels]) {
   if constexpr (kQuad < F::kGroupQuads) {
     typename CodesDot::Operand w[kPanels];
     for (int p = 0; p < kPanels; ++p) w[p] = F::template operand<CodesDot, kQuad>(codes[p]);
     for (int r = 0; r < kRows; ++r) {
-      const QuadOfX quad = load_quad(x + r * stride + kQuad * kQuadBytes);
-      for (int p = 0; p < kPanels; ++p) CodesDot::add_products(sums[r][p], w[p], quad);
+      const std::byte* quad = x + r * stride + kQuad * kQuadBytes;
+      for (int p = 0; p < kPanels; ++p) sums[r][p] = CodesDot::template add_products<kPass>(sums[r][p], w[p], quad);
     }
-    add_quads<F, kRows, kPanels, kQuad + 1>(codes, x, stride, sums);
+    add_quads<F, kPass, kRows, kPanels, kQuad + 1>(codes, x, stride, sums);
   }
+}
+
+// Weights' codes are kZero too large, so a row's sum of products begins with minus kZero times the sum of x's codes:
+// here divided by 2^kDown and rounded down.
+template <typename F, int kDown>
+PAGED_INLINE I32 start_of(const GroupsOfX<F::kGroup>& x, int row) {
+  constexpr int kUp = log2_of(F::kZero) - kDown;
+  const I32 minus = set1_word(static_cast<std::uint32_t>(minus_sum<F::kGroup>(x.of(row), x.half)));
+  if constexpr (kUp < 0) return shift_right_signed<-kUp>(minus);
+  return shift_left<(kUp > 0 ? kUp : 0)>(minus);
+}
+
+// The products of a group. Where no row's is fine, a 256th of them: false.
+template <typename F, int kRows, int kPanels>
+PAGED_INLINE bool sum_up(const std::byte* const (&codes)[kPanels], const GroupsOfX<F::kGroup>& x,
+                         I32 (&sums)[kRows][kPanels]) {
+  constexpr int kDown = 8 * (CodesDot::kPasses - 1);
+  for (int r = 0; r < kRows; ++r) {
+    I32 start = set1_word(0);
+    if constexpr (F::kZero > 0) start = start_of<F, kDown>(x, r);
+    for (int p = 0; p < kPanels; ++p) sums[r][p] = start;
+  }
+  add_quads<F, 0>(codes, x.codes(), x.stride, sums);
+  if constexpr (CodesDot::kPasses == 1) return true;
+  std::int32_t fine = 0;
+  for (int r = 0; r < kRows; ++r) fine |= x.of(r).is_fine;
+  if (fine == 0) return false;
+  for (int r = 0; r < kRows; ++r) {
+    I32 rest = set1_word(0);  // that rounding down has left out
+    if constexpr (F::kZero > 0) rest = start_of<F, 0>(x, r) & set1_word(0xff);
+    for (int p = 0; p < kPanels; ++p) sums[r][p] = shift_left<8>(sums[r][p]) + rest;
+  }
+  add_quads<F, 1>(codes, x.codes(), x.stride, sums);
+  return true;
 }
 
 // `count` of k of panels whose blocks begin at `blocks`.
@@ -97,7 +132,6 @@ template <QuantLayout kLayout, int kRows, int kPanels>
 void multiply_codes(const std::byte* const (&blocks)[kPanels], const Rows& rows, int count,
                     LinesAhead<kPanels>& ahead) {
   using F = Format<kLayout>;
-  constexpr int kOffset = F::template kOffset<CodesDot>;
   F32 acc[kRows][kPanels];
   for (int r = 0; r < kRows; ++r)
     for (int p = 0; p < kPanels; ++p) acc[r][p] = load(rows.acc + r * rows.acc_stride + p * kPanelRows);
@@ -105,22 +139,15 @@ void multiply_codes(const std::byte* const (&blocks)[kPanels], const Rows& rows,
   std::int64_t block = 0;
   for (int k = 0; k < count; block += kLayout.block_bytes()) {
     for (int group = 0; group < kLayout.groups(); ++group, k += F::kGroup) {
-      CodesDot::Sums sums[kRows][kPanels];
       const std::byte* codes[kPanels];
       for (int p = 0; p < kPanels; ++p) codes[p] = F::codes(blocks[p] + block, group);
-      for (int r = 0; r < kRows; ++r) {
-        I32 start = set1_word(0);
-        if constexpr (kOffset > 0)
-          start = start - shift_left<log2_of(kOffset)>(
-                              set1_word(static_cast<std::uint32_t>(code_sum<F::kGroup>(x.of(r), x.half))));
-        for (int p = 0; p < kPanels; ++p) sums[r][p] = CodesDot::sums_from(start);
-      }
       ahead.ask();
-      add_quads<F, kRows, kPanels, 0>(codes, x.codes(), x.stride, sums);
+      I32 sums[kRows][kPanels];
+      const F32 unit = set1(sum_up<F>(codes, x, sums) ? 1.0f : 256.0f);
       for (int p = 0; p < kPanels; ++p) {
-        const F32 scale = F::scale(blocks[p] + block, group), min = F::min(blocks[p] + block, group);
+        const F32 scale = F::scale(blocks[p] + block, group) * unit, min = F::min(blocks[p] + block, group);
         for (int r = 0; r < kRows; ++r)
-          acc[r][p] = add_scaled<kLayout.has_min>(acc[r][p], CodesDot::total(sums[r][p]), scale, min, x.of(r));
+          acc[r][p] = add_scaled<kLayout.has_min>(acc[r][p], sums[r][p], scale, min, x.of(r));
       }
       x.advance();
     }
