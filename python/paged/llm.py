@@ -54,13 +54,14 @@ class LLM:
 
     Args:
         model: a short name (`paged pull --list`), a `.gguf` file, a Hugging Face folder, or a Hub id "org/name".
-        dtype: of activations: "float32", "bfloat16", "float16", or "auto": the checkpoint's own (float32 for quantised
-            GGUF files).
+        dtype: of activations: "float32", "bfloat16", "float16", or "auto": the checkpoint's own (bfloat16 for quantised
+            GGUF files). On a CPU, quantised weights are multiplied by integers: 16 bits of an activation in float32, of
+            others 8 where that rounds off no more than bfloat16 does. So "float32" is closest to the weights as they
+            are, and slower.
         kv_cache_dtype: of the keys and values that are kept: "float32", "bfloat16", "float16", "int8", or "auto": that
-            of the activations, the only one on a GPU; bfloat16 for quantised GGUF files unless `dtype` says
-            otherwise. "int8" rounds to 8 bits, with a scale for each
-            head's value of a token and for each 32 components of a key: at a head size of 64, 1.83 times the context of
-            16 bits in the same bytes. See docs/memory.md for what it costs.
+            of the activations, the only one on a GPU. "int8" rounds to 8 bits, with a scale for each head's value of a
+            token and for each 32 components of a key: at a head size of 64, 1.83 times the context of 16 bits in the
+            same bytes. See docs/memory.md for what it costs.
         device: "cpu"; "cuda" or "hip", with ":<index>" for another than the first GPU, in a build with that backend; or
             "torch" / "torch:<device>" to run the same program with torch on any of its devices.
         num_threads: threads of the CPU backend; None: the physical cores this process may use.
