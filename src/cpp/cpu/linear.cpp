@@ -173,9 +173,11 @@ void run_rows(ThreadPool& threads, const LinearParams& params, const Partition& 
                        [&](std::int64_t item, int thread) { run_item(params, cut, item, threads.scratch(thread)); });
 }
 
-// Rows in turn, as many as the workspace holds the codes of. Few of them are quantised by the calling thread alone, in
-// less time than others take to hear of it.
-void run_quantised(ThreadPool& threads, const LinearParams& params) {
+// Calls run(cut) for all rows, or where something is quantised for as many in turn as the workspace holds the codes of.
+// Few of them are quantised by the calling thread alone, in less time than others take to hear of it.
+template <typename Run>
+void run_in_turn(ThreadPool& threads, const LinearParams& params, Run run) {
+  if (num_quantised(params) == 0) return run(partition(params, 0, params.x.rows, threads.num_threads(), nullptr));
   const std::int64_t cols = params.x.cols;
   const int tile_rows = params.x.dtype == DType::kFloat32 ? kernels().fine_tile_rows : kernels().coarse_tile_rows;
   const bool tiled = tile_rows > 0 && params.x.rows >= tile_rows && num_quantised(params) == params.num_parts;
@@ -190,7 +192,7 @@ void run_quantised(ThreadPool& threads, const LinearParams& params) {
                   [&](std::int64_t begin, std::int64_t end) {
                     kernels().quantise_rows(params.x, codes, row + begin * unit, row + std::min(count, end * unit));
                   });
-    run_rows(threads, params, partition(params, row, count, threads.num_threads(), &codes));
+    run(partition(params, row, count, threads.num_threads(), &codes));
   }
 }
 
@@ -213,14 +215,17 @@ void run_gated_item(const GatedLinearParams& params, const Partition& cut, std::
   const auto& up = static_cast<const PackedMatrix&>(*params.up);
   const std::int64_t row_block = item % cut.row_blocks, group = item / cut.row_blocks;
   const Partition::Panels panels = cut.panels_of(gate, group);
-  const std::int64_t row = row_block * cut.rows_per_block, rows = std::min(cut.rows_per_block, cut.num_rows - row);
+  const std::int64_t first = row_block * cut.rows_per_block, row = cut.row_begin + first;
+  const std::int64_t rows = std::min(cut.rows_per_block, cut.num_rows - first);
   const std::int64_t column = panels.begin * kPanelRows, width = panels.count * kPanelRows;
   const std::int64_t cols = std::min(width, gate.rows - column);
   const MatrixView products = products_in(scratch, rows, 2 * width, params.out.dtype);
   const MatrixView gates = part_of(products, 0, 0, rows, cols), ups = part_of(products, 0, width, rows, cols);
+  QuantisedRows codes{};  // from the item's first row on
+  if (cut.codes != nullptr) codes = *cut.codes, codes.first_row -= row;
   LinearTile tile{.x = part_of(params.x, row, 0, rows, params.x.cols),
                   .out = gates,
-                  .codes = nullptr,
+                  .codes = &codes,
                   .weights = &gate,
                   .bias = nullptr,
                   .row_begin = 0,
@@ -243,26 +248,19 @@ void run_gated_item(const GatedLinearParams& params, const Partition& cut, std::
 
 }  // namespace
 
-// Where nothing is quantised, an item's products never leave its thread's caches.
+// An item's products never leave its thread's caches.
 void gated_linear(ThreadPool& threads, const GatedLinearParams& params) {
   const WeightMatrix* parts[] = {params.matrix, params.up};
   const LinearParams both{params.x, parts, 2, nullptr, params.gate_up, params.workspace};
-  if (num_quantised(both) > 0) {
-    linear(threads, both);
-    const std::int64_t rows = params.out.rows, cols = params.out.cols;
-    const MatrixView gate = part_of(params.gate_up, 0, 0, rows, cols),
-                     up = part_of(params.gate_up, 0, cols, rows, cols);
-    return gated_activation(threads, {gate, up, params.activation, params.out});
-  }
-  const Partition cut = partition(both, 0, params.x.rows, threads.num_threads(), nullptr);
-  threads.parallel_for(cut.row_blocks * cut.groups_of(packed(both, 0)), [&](std::int64_t item, int thread) {
-    run_gated_item(params, cut, item, threads.scratch(thread));
+  run_in_turn(threads, both, [&](const Partition& cut) {
+    threads.parallel_for(cut.row_blocks * cut.groups_of(packed(both, 0)), [&](std::int64_t item, int thread) {
+      run_gated_item(params, cut, item, threads.scratch(thread));
+    });
   });
 }
 
 void linear(ThreadPool& threads, const LinearParams& params) {
-  if (num_quantised(params) > 0) return run_quantised(threads, params);
-  run_rows(threads, params, partition(params, 0, params.x.rows, threads.num_threads(), nullptr));
+  run_in_turn(threads, params, [&](const Partition& cut) { run_rows(threads, params, cut); });
 }
 
 std::int64_t linear_workspace_bytes(std::int64_t max_rows, std::int64_t max_cols) {
