@@ -12,8 +12,8 @@ inline constexpr float kLargestFloat = 3.402823466e38f;  // finite
 // Of a group's largest: times any scale of weights it is far from denormal. A group of less is zero.
 inline constexpr float kSmallestFloat = 1e-20f;
 inline constexpr float kCoarseCodes = 127;  // of a coarse group's largest, before it is multiplied by kCoarseUnit
-inline constexpr int kCoarseBits = 8;       // log2(kCoarseUnit)
-inline constexpr float kCoarseUnit = 256;
+inline constexpr int kCoarseBits = 8;
+inline constexpr float kCoarseUnit = 1 << kCoarseBits;
 // The largest of a coarse group, as a multiple of its row's root mean square.
 inline constexpr float kMostCoarse = 4;
 

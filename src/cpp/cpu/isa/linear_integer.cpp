@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cpu/isa/linear_integer.h"
 
+#include "cpu/isa/code_scales.h"
 #include "cpu/isa/integer_format.h"
 #include "cpu/isa/integer_tiles.h"
 #include "cpu/isa/rows.h"
@@ -103,11 +104,11 @@ PAGED_INLINE I32 start_of(const GroupsOfX<F::kGroup>& x, int row) {
   return shift_left<(kUp > 0 ? kUp : 0)>(minus);
 }
 
-// The products of a group. Where no row's is fine, a 256th of them: false.
+// The products of a group. Where no row's is fine, in units of kCoarseUnit: false.
 template <typename F, int kRows, int kPanels>
 PAGED_INLINE bool sum_up(const std::byte* const (&codes)[kPanels], const GroupsOfX<F::kGroup>& x,
                          I32 (&sums)[kRows][kPanels]) {
-  constexpr int kDown = 8 * (CodesDot::kPasses - 1);
+  constexpr int kDown = kCoarseBits * (CodesDot::kPasses - 1);
   for (int r = 0; r < kRows; ++r) {
     I32 start = set1_word(0);
     if constexpr (F::kZero > 0) start = start_of<F, kDown>(x, r);
@@ -121,7 +122,7 @@ PAGED_INLINE bool sum_up(const std::byte* const (&codes)[kPanels], const GroupsO
   for (int r = 0; r < kRows; ++r) {
     I32 rest = set1_word(0);  // that rounding down has left out
     if constexpr (F::kZero > 0) rest = start_of<F, 0>(x, r) & set1_word(0xff);
-    for (int p = 0; p < kPanels; ++p) sums[r][p] = shift_left<8>(sums[r][p]) + rest;
+    for (int p = 0; p < kPanels; ++p) sums[r][p] = shift_left<kCoarseBits>(sums[r][p]) + rest;
   }
   add_quads<F, 1>(codes, x.codes(), x.stride, sums);
   return true;
@@ -143,7 +144,7 @@ void multiply_codes(const std::byte* const (&blocks)[kPanels], const Rows& rows,
       for (int p = 0; p < kPanels; ++p) codes[p] = F::codes(blocks[p] + block, group);
       ahead.ask();
       I32 sums[kRows][kPanels];
-      const F32 unit = set1(sum_up<F>(codes, x, sums) ? 1.0f : 256.0f);
+      const F32 unit = set1(sum_up<F>(codes, x, sums) ? 1.0f : kCoarseUnit);
       for (int p = 0; p < kPanels; ++p) {
         const F32 scale = F::scale(blocks[p] + block, group) * unit, min = F::min(blocks[p] + block, group);
         for (int r = 0; r < kRows; ++r)

@@ -25,12 +25,12 @@ PAGED_INLINE std::uint32_t exponent_of(float largest) {
   return (bits + 0x1ffff) >> 23;
 }
 
-// 32 values.
-PAGED_INLINE void quantise_group(F32 low, F32 high, bool halves, float most_square, CodeGroup& group) {
+// 32 values; the square of the largest of a coarse group is at most `most`.
+PAGED_INLINE void quantise_group(F32 low, F32 high, bool halves, float most, CodeGroup& group) {
   const F32 low_size = max(low, zero() - low), high_size = max(high, zero() - high), limit = set1(kLargestFloat);
   const bool finite = (mask_ge(limit, low_size) & mask_ge(limit, high_size)) == 0xffff;  // a NaN is no less than it
   float largest = finite ? reduce_max(max(low_size, high_size)) : 0.0f;
-  group.is_fine = largest * largest > most_square ? 1 : 0;
+  group.is_fine = largest * largest > most ? 1 : 0;
   if (largest < kSmallestFloat) low = high = zero(), largest = 1.0f;
   float scale;
   I32 a, b;
