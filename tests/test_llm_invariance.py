@@ -28,6 +28,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "one at a time": {"max_num_sequences": 1},
     "one thread": {"num_threads": 1},
     "three threads": {"num_threads": 3},
+    "sixteen threads": {"num_threads": 16},
 }
 
 

@@ -228,6 +228,7 @@ def test_a_row_does_not_depend_on_its_batch(threads: _C.ThreadPool, x_name: str,
         matrix = pack_quantised(threads, name, rows, cols)
     x = spiky((512, cols), DTYPES[x_name], seed=2)
     whole = linear(threads, x, matrix)
+    assert torch.equal(linear(_C.ThreadPool(16), x, matrix), whole)  # tiles of fewer rows
     alone = _C.ThreadPool(1)
     for size in (1, 2, 3, 4, 5, 11, 12, 13, 47, 49):
         begin = 7 * size

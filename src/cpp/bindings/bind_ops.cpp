@@ -122,7 +122,7 @@ void bind_linear(py::module_& m) {
         const MatrixView result = given.out(to);
         for (const WeightMatrix* part : parts) PAGED_CHECK(part != nullptr, "linear: parts has a None");
         const MatrixView input = given.in(x, "x");
-        const AlignedBuffer workspace(ops::linear_workspace_bytes(input.rows, input.cols));
+        const AlignedBuffer workspace(ops::linear_workspace_bytes(input.rows, input.cols, threads.num_threads()));
         const LinearParams params{
             input,  parts.data(),    static_cast<std::int32_t>(parts.size()), given.floats(bias, "bias", result.cols),
             result, workspace.data()};

@@ -26,7 +26,7 @@ void sample(ThreadPool& threads, const SampleParams& params);
 float least_kept_logit(const float* logits, std::int64_t vocab_size, const SamplingRow& how, void* workspace);
 void copy_blocks(ThreadPool& threads, const CopyBlocksParams& params);
 
-std::int64_t linear_workspace_bytes(std::int64_t max_rows, std::int64_t max_cols);
+std::int64_t linear_workspace_bytes(std::int64_t max_rows, std::int64_t max_cols, int num_threads);
 std::int64_t attention_workspace_bytes(int max_tokens, int num_heads, int head_dim, int max_seq_len);
 std::int64_t sample_workspace_bytes(int num_threads, std::int64_t vocab_size);
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <span>
 
 #include "base/check.h"
 #include "base/divide_up.h"
@@ -15,6 +16,13 @@
 namespace paged::cpu {
 namespace {
 
+// Items of as many panels as suit: four for each thread where there is that much work, so that the last one to finish
+// is not long alone, or so many more or fewer that all threads have as many.
+struct Dealing {
+  std::int64_t panels_per_group;  // at most
+  std::int64_t load;              // rows times panels of the busiest thread
+};
+
 // Some rows of a product, cut into items (row block, part, group of panels), row blocks innermost: neighbours in time
 // share their weights.
 struct Partition {
@@ -22,11 +30,13 @@ struct Partition {
   std::int64_t num_rows;
   std::int64_t row_blocks;
   std::int64_t rows_per_block;
-  std::int64_t panels_per_group;  // at most
+  Dealing dealing;
   std::int64_t num_threads;
   const QuantisedRows* codes;
 
-  std::int64_t groups_of(const PackedMatrix& matrix) const { return divide_up(matrix.num_panels, panels_per_group); }
+  std::int64_t groups_of(const PackedMatrix& matrix) const {
+    return divide_up(matrix.num_panels, dealing.panels_per_group);
+  }
 
   // From a group to the one that its thread reads next.
   std::int64_t groups_ahead() const { return std::max<std::int64_t>(1, num_threads / row_blocks); }
@@ -64,9 +74,8 @@ bool asks_nearest() {
 #endif
 }
 
-const PackedMatrix& packed(const LinearParams& params, int part) {
-  return static_cast<const PackedMatrix&>(*params.parts[part]);
-}
+const PackedMatrix& packed(const WeightMatrix* matrix) { return static_cast<const PackedMatrix&>(*matrix); }
+const PackedMatrix& packed(const LinearParams& params, int part) { return packed(params.parts[part]); }
 
 int num_quantised(const LinearParams& params) {
   int count = 0;
@@ -90,33 +99,46 @@ LinearTileSize tile_size(const LinearParams& params, const QuantisedRows* codes)
   return bfloat16 ? kernels().bfloat16_tile : kernels().linear_tile;
 }
 
-// Panels of a group, so that the last item to finish is not long alone: four items a thread where there is that much
-// work, or so many more or fewer that all threads have as many.
-std::int64_t panels_per_group(const LinearParams& params, std::int64_t row_blocks, int num_threads, int most) {
+Dealing deal(std::span<const WeightMatrix* const> parts, std::int64_t row_blocks, std::int64_t rows_per_block,
+             int num_threads, int most) {
   std::int64_t panels = 0;
-  for (int i = 0; i < params.num_parts; ++i) panels += packed(params, i).num_panels;
+  for (const WeightMatrix* part : parts) panels += packed(part).num_panels;
   const std::int64_t four_each = std::clamp<std::int64_t>(panels * row_blocks / (4 * num_threads) / 2 * 2, 2, most);
-  std::int64_t best = four_each, best_load = std::numeric_limits<std::int64_t>::max();
+  Dealing best{four_each, std::numeric_limits<std::int64_t>::max()};
   for (const std::int64_t count : {four_each, four_each + 2, four_each - 2}) {
     if (count < 2 || count > most) continue;
     std::int64_t items = 0;
-    for (int i = 0; i < params.num_parts; ++i) items += row_blocks * divide_up(packed(params, i).num_panels, count);
-    const std::int64_t load = divide_up(items, num_threads) * count;
-    if (load < best_load) best = count, best_load = load;
+    for (const WeightMatrix* part : parts) items += row_blocks * divide_up(packed(part).num_panels, count);
+    const std::int64_t load = divide_up(items, num_threads) * count * rows_per_block;
+    if (load < best.load) best = {count, load};
   }
   return best;
 }
 
-Partition partition(const LinearParams& params, std::int64_t row_begin, std::int64_t num_rows, int num_threads,
-                    const QuantisedRows* codes) {
+// Tiles of fewer rows read weights more often: not for less than a tenth of the time.
+constexpr std::int64_t kFewestTileRows = 32;
+constexpr double kWorthIt = 0.9;
+
+// Items are dealt out over the panels of the first `dealt` parts.
+Partition partition(const LinearParams& params, int dealt, std::int64_t row_begin, std::int64_t num_rows,
+                    int num_threads, const QuantisedRows* codes) {
   const LinearTileSize size = tile_size(params, codes);
-  const std::int64_t blocks = std::max<std::int64_t>(1, divide_up(num_rows, size.rows));
-  // At least one, so that of no rows there are no blocks.
-  const std::int64_t some_rows = std::max<std::int64_t>(1, divide_up(num_rows, blocks));
-  const std::int64_t rows = divide_up(some_rows, size.row_step) * size.row_step;
-  const std::int64_t row_blocks = divide_up(num_rows, rows);
-  const std::int64_t group = panels_per_group(params, row_blocks, num_threads, size.panels);
-  return {row_begin, num_rows, row_blocks, rows, group, num_threads, codes};
+  const std::span<const WeightMatrix* const> parts(params.parts, static_cast<std::size_t>(dealt));
+  const auto cut = [&](std::int64_t most_rows) -> Partition {
+    const std::int64_t blocks = std::max<std::int64_t>(1, divide_up(num_rows, most_rows));
+    // At least one, so that of no rows there are no blocks.
+    const std::int64_t some_rows = std::max<std::int64_t>(1, divide_up(num_rows, blocks));
+    const std::int64_t rows = divide_up(some_rows, size.row_step) * size.row_step;
+    const std::int64_t row_blocks = divide_up(num_rows, rows);
+    return {row_begin,   num_rows, row_blocks, rows, deal(parts, row_blocks, rows, num_threads, size.panels),
+            num_threads, codes};
+  };
+  Partition best = cut(size.rows);
+  for (std::int64_t rows = size.rows / 2; rows >= kFewestTileRows && rows < num_rows; rows /= 2) {
+    const Partition smaller = cut(rows);
+    if (smaller.dealing.load < kWorthIt * best.dealing.load) best = smaller;
+  }
+  return best;
 }
 
 // A group of the panels of all parts, counted through.
@@ -176,12 +198,13 @@ void run_rows(ThreadPool& threads, const LinearParams& params, const Partition& 
 // Calls run(cut) for all rows, or where something is quantised for as many in turn as the workspace holds the codes of.
 // Few of them are quantised by the calling thread alone, in less time than others take to hear of it.
 template <typename Run>
-void run_in_turn(ThreadPool& threads, const LinearParams& params, Run run) {
-  if (num_quantised(params) == 0) return run(partition(params, 0, params.x.rows, threads.num_threads(), nullptr));
+void run_in_turn(ThreadPool& threads, const LinearParams& params, int dealt, Run run) {
+  const int num_threads = threads.num_threads();
+  if (num_quantised(params) == 0) return run(partition(params, dealt, 0, params.x.rows, num_threads, nullptr));
   const std::int64_t cols = params.x.cols;
   const int tile_rows = params.x.dtype == DType::kFloat32 ? kernels().fine_tile_rows : kernels().coarse_tile_rows;
   const bool tiled = tile_rows > 0 && params.x.rows >= tile_rows && num_quantised(params) == params.num_parts;
-  const std::int64_t at_once = quantised_rows_at_once(cols, tiled);
+  const std::int64_t at_once = quantised_rows_at_once(params.x.rows, cols, tiled, num_threads);
   PAGED_CHECK(params.workspace != nullptr, "linear: products with quantised weights need a workspace");
   for (std::int64_t row = 0; row < params.x.rows; row += at_once) {
     const std::int64_t count = std::min(at_once, params.x.rows - row);
@@ -192,7 +215,7 @@ void run_in_turn(ThreadPool& threads, const LinearParams& params, Run run) {
                   [&](std::int64_t begin, std::int64_t end) {
                     kernels().quantise_rows(params.x, codes, row + begin * unit, row + std::min(count, end * unit));
                   });
-    run(partition(params, row, count, threads.num_threads(), &codes));
+    run(partition(params, dealt, row, count, num_threads, &codes));
   }
 }
 
@@ -252,7 +275,7 @@ void run_gated_item(const GatedLinearParams& params, const Partition& cut, std::
 void gated_linear(ThreadPool& threads, const GatedLinearParams& params) {
   const WeightMatrix* parts[] = {params.matrix, params.up};
   const LinearParams both{params.x, parts, 2, nullptr, params.gate_up, params.workspace};
-  run_in_turn(threads, both, [&](const Partition& cut) {
+  run_in_turn(threads, both, 1, [&](const Partition& cut) {
     threads.parallel_for(cut.row_blocks * cut.groups_of(packed(both, 0)), [&](std::int64_t item, int thread) {
       run_gated_item(params, cut, item, threads.scratch(thread));
     });
@@ -260,14 +283,15 @@ void gated_linear(ThreadPool& threads, const GatedLinearParams& params) {
 }
 
 void linear(ThreadPool& threads, const LinearParams& params) {
-  run_in_turn(threads, params, [&](const Partition& cut) { run_rows(threads, params, cut); });
+  run_in_turn(threads, params, params.num_parts, [&](const Partition& cut) { run_rows(threads, params, cut); });
 }
 
-std::int64_t linear_workspace_bytes(std::int64_t max_rows, std::int64_t max_cols) {
-  const bool tiled = kernels().fine_tile_rows > 0;
-  const std::int64_t row_bytes = quantised_row_bytes(max_cols, tiled);
-  const std::int64_t unit = tiled ? kernels().code_tile.row_step : 1, rows = divide_up(max_rows, unit) * unit;
-  return std::min(rows * row_bytes, std::max(kQuantisedBytes, kFewestQuantisedRows * row_bytes));
+// For either layout: where few rows come, or parts are not all quantised, codes are not tiled.
+std::int64_t linear_workspace_bytes(std::int64_t max_rows, std::int64_t max_cols, int num_threads) {
+  std::int64_t row_bytes = quantised_row_bytes(max_cols, false);
+  if (kernels().fine_tile_rows > 0) row_bytes = std::max(row_bytes, quantised_row_bytes(max_cols, true));
+  return std::min(divide_up(max_rows, kRowsOfParts) * kRowsOfParts * row_bytes,
+                  std::max(num_threads * kQuantisedBytesOfThread, kFewestQuantisedRows * row_bytes));
 }
 
 }  // namespace paged::cpu

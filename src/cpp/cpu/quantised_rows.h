@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "base/divide_up.h"
 #include "cpu/float16.h"
 #include "cpu/inline.h"
 
@@ -63,11 +64,13 @@ struct QuantisedRows {
   }
 };
 
-// Rows of x that are quantised before their products begin: as many as stay in the outer caches, but enough for the
-// weights, read again for the next ones, to cost little.
-inline constexpr std::int64_t kQuantisedBytes = 1 << 20, kFewestQuantisedRows = 96;
-constexpr std::int64_t quantised_rows_at_once(std::int64_t cols, bool tiled) {
-  return std::max(kFewestQuantisedRows, kQuantisedBytes / quantised_row_bytes(cols, tiled) / 16 * 16);
+// Rows of x that are quantised before their products begin, of `rows` in all: in even parts that stay in the threads'
+// outer caches but are enough for the weights, read again for the next ones, to cost little.
+inline constexpr std::int64_t kQuantisedBytesOfThread = 512 * 1024, kFewestQuantisedRows = 96, kRowsOfParts = 16;
+constexpr std::int64_t quantised_rows_at_once(std::int64_t rows, std::int64_t cols, bool tiled, int num_threads) {
+  const std::int64_t fit = num_threads * kQuantisedBytesOfThread / quantised_row_bytes(cols, tiled);
+  const std::int64_t parts = divide_up(rows, std::max(kFewestQuantisedRows, fit / kRowsOfParts * kRowsOfParts));
+  return divide_up(rows, kRowsOfParts * std::max<std::int64_t>(1, parts)) * kRowsOfParts;
 }
 
 }  // namespace paged::cpu

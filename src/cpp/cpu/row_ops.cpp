@@ -62,19 +62,25 @@ void rope(ThreadPool& threads, const RopeParams& params) {
                 [&](std::int64_t begin, std::int64_t end) { kernels().rope(params, begin, end); });
 }
 
-// Neighbouring keys share cache lines, which two threads would take from each other.
-constexpr std::int64_t kKeysOfLine = 16;
+// A key is written to a line of the cache for each one or two of its components. Those of neighbouring tokens share
+// them, and two threads would take them from each other; tokens of a step in which everybody decodes have lines alone.
+template <typename Body>
+void parallel_keys(ThreadPool& threads, const MatrixView& k, const std::int32_t* slots, std::int64_t other_bytes,
+                   Body body) {
+  constexpr std::int64_t kKeysOfLine = 16, kLine = 64;
+  const bool together = k.rows > 1 && slots[1] == slots[0] + 1;
+  const std::int64_t key_bytes = together ? 4 * row_bytes(k) : k.cols * kLine;
+  parallel_rows(threads, k.rows, other_bytes + key_bytes, body, together ? kKeysOfLine : 1);
+}
 
 void store_kv(ThreadPool& threads, const StoreKvParams& params) {
-  parallel_rows(
-      threads, params.k.rows, 4 * row_bytes(params.k),
-      [&](std::int64_t begin, std::int64_t end) { kernels().store_kv(params, begin, end); }, kKeysOfLine);
+  parallel_keys(threads, params.k, params.slot_mapping, 0,
+                [&](std::int64_t begin, std::int64_t end) { kernels().store_kv(params, begin, end); });
 }
 
 void rope_store_kv(ThreadPool& threads, const RopeStoreKvParams& params) {
-  parallel_rows(
-      threads, params.k.x.rows, row_bytes(params.q.x) + 4 * row_bytes(params.k.x),
-      [&](std::int64_t begin, std::int64_t end) { kernels().rope_store_kv(params, begin, end); }, kKeysOfLine);
+  parallel_keys(threads, params.k.x, params.slot_mapping, row_bytes(params.q.x),
+                [&](std::int64_t begin, std::int64_t end) { kernels().rope_store_kv(params, begin, end); });
 }
 
 void gated_activation(ThreadPool& threads, const GatedActivationParams& params) {

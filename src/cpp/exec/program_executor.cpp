@@ -22,7 +22,8 @@ ProgramExecutor::ProgramExecutor(std::shared_ptr<const Program> program, const K
       kv_blocks_(kv_pool_span(kv_pool_.data(), program_->kv_cache(), limits)),
       attention_workspace_(ops::attention_workspace_bytes(program_->arena().max_tokens, max_num_heads(*program_),
                                                           program_->kv_cache().head_dim, limits.max_seq_len)),
-      linear_workspace_(ops::linear_workspace_bytes(program_->arena().max_tokens, max_matrix_cols(*program_))),
+      linear_workspace_(ops::linear_workspace_bytes(program_->arena().max_tokens, max_matrix_cols(*program_),
+                                                    threads_->num_threads())),
       runner_(*program_, limits, {Device::kCpu, threads_.get(), nullptr}, buffers()) {
   // A huge page is there as a whole once a byte of it is written. Short texts keep to the beginning of each layer,
   // which stays on small ones: or else a first token would cost two megabytes a layer.

@@ -49,8 +49,8 @@ void gated_linear(const ExecutionContext& context, const GatedLinearParams& para
   cpu::gated_linear(pool_of(context), params);
 }
 
-std::int64_t linear_workspace_bytes(std::int64_t max_rows, std::int64_t max_cols) {
-  return cpu::linear_workspace_bytes(max_rows, max_cols);
+std::int64_t linear_workspace_bytes(std::int64_t max_rows, std::int64_t max_cols, int num_threads) {
+  return cpu::linear_workspace_bytes(max_rows, max_cols, num_threads);
 }
 
 }  // namespace paged::ops

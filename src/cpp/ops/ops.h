@@ -261,7 +261,7 @@ void sample(const ExecutionContext& context, const SampleParams& params);
 void copy_blocks(const ExecutionContext& context, const CopyBlocksParams& params);
 
 // On the CPU; upper bounds over every batch the limits allow, so that the caller allocates once.
-std::int64_t linear_workspace_bytes(std::int64_t max_rows, std::int64_t max_cols);
+std::int64_t linear_workspace_bytes(std::int64_t max_rows, std::int64_t max_cols, int num_threads);
 std::int64_t attention_workspace_bytes(int max_tokens, int num_heads, int head_dim, int max_seq_len);
 std::int64_t sample_workspace_bytes(int num_threads, std::int64_t vocab_size);
 
