@@ -70,7 +70,7 @@ def inspect(
     loaded = _load(model, options, gpu_index)
     native, program = loaded.native, loaded.program
     kernels = (
-        f"{_C.ops.isa()} kernels, {loaded.threads.num_threads} threads"
+        f"{_C.ops.isa()} kernels, {_describe_threads(loaded.threads)}"
         if options.gpu is None
         else describe_gpu(options.gpu)
     )
@@ -102,6 +102,11 @@ def decode_op_times(
         )
         for op, spent in zip(loaded.program.ops, seconds, strict=True)
     ]
+
+
+def _describe_threads(threads: _C.ThreadPool) -> str:
+    nodes = "" if threads.num_nodes == 1 else f" on {threads.num_nodes} nodes of memory"
+    return f"{threads.num_threads} threads{nodes}"
 
 
 def _load(model: str | Path, options: EngineOptions, gpu_index: int | None) -> _Loaded:

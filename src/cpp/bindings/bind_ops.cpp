@@ -91,8 +91,9 @@ void unpack(ThreadPool& threads, const WeightMatrix& matrix, py::handle target) 
 void bind_types(py::module_& parent, py::module_& m) {
   py::class_<ThreadPool, std::shared_ptr<ThreadPool>>(parent, "ThreadPool",
                                                       "num_threads threads, the caller's among them.")
-      .def(py::init<int>(), py::arg("num_threads"))
-      .def_property_readonly("num_threads", &ThreadPool::num_threads);
+      .def(py::init([](int num_threads) { return std::make_shared<ThreadPool>(num_threads); }), py::arg("num_threads"))
+      .def_property_readonly("num_threads", &ThreadPool::num_threads)
+      .def_property_readonly("num_nodes", &ThreadPool::num_nodes, "Nodes of memory that have threads.");
   py::class_<WeightMatrix, WeightMatrixPtr>(m, "WeightMatrix",
                                             "Weights [rows, cols] as one device's kernels read them.")
       .def_readonly("rows", &WeightMatrix::rows)

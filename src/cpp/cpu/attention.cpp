@@ -171,7 +171,7 @@ void attention(ThreadPool& threads, const AttentionParams& params) {
   threads.parallel_for(items, [&](std::int64_t item, int thread) {
     AttentionTile tile{}, after{};
     if (!locate(params, plan, shared, item, tile)) return;
-    const std::int64_t next = item + threads.num_threads();  // threads take items by turns
+    const std::int64_t next = item + threads.threads_by_turns();
     if (next < items && locate(params, plan, shared, next, after)) tile.after = &after;
     tile.scratch = threads.scratch(thread);
     kernels().attention(tile);

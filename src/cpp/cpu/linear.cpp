@@ -31,7 +31,8 @@ struct Partition {
   std::int64_t row_blocks;
   std::int64_t rows_per_block;
   Dealing dealing;
-  std::int64_t num_threads;
+  int num_nodes;
+  std::int64_t by_turns;  // threads that take neighbouring items
   const QuantisedRows* codes;
 
   std::int64_t groups_of(const PackedMatrix& matrix) const {
@@ -39,10 +40,10 @@ struct Partition {
   }
 
   // From a group to the one that its thread reads next.
-  std::int64_t groups_ahead() const { return std::max<std::int64_t>(1, num_threads / row_blocks); }
+  std::int64_t groups_ahead() const { return std::max<std::int64_t>(1, by_turns / row_blocks); }
 
   // Threads take row blocks by turns.
-  bool is_new(std::int64_t row_block) const { return row_block < num_threads; }
+  bool is_new(std::int64_t row_block) const { return row_block < by_turns; }
 
   struct Panels {
     std::int64_t begin;
@@ -57,7 +58,7 @@ struct Partition {
   // Lets a tile ask for panels that its thread reads next. Threads take row blocks by turns: in all turns of a group
   // each has asked for all of the next one.
   void ask_for(const PackedMatrix& matrix, Panels panels, std::int64_t row_block, LinearTile& tile) const {
-    const std::int64_t turns = divide_up(row_blocks, num_threads), turn = row_block / num_threads;
+    const std::int64_t turns = divide_up(row_blocks, by_turns), turn = row_block / by_turns;
     tile.next_bytes = divide_up(panels.count * matrix.panel_bytes, turns);
     tile.next = matrix.data + panels.begin * matrix.panel_bytes + turn * tile.next_bytes;
   }
@@ -121,7 +122,7 @@ constexpr double kWorthIt = 0.9;
 
 // Items are dealt out over the panels of the first `dealt` parts.
 Partition partition(const LinearParams& params, int dealt, std::int64_t row_begin, std::int64_t num_rows,
-                    int num_threads, const QuantisedRows* codes) {
+                    const ThreadPool& threads, const QuantisedRows* codes) {
   const LinearTileSize size = tile_size(params, codes);
   const std::span<const WeightMatrix* const> parts(params.parts, static_cast<std::size_t>(dealt));
   const auto cut = [&](std::int64_t most_rows) -> Partition {
@@ -130,8 +131,8 @@ Partition partition(const LinearParams& params, int dealt, std::int64_t row_begi
     const std::int64_t some_rows = std::max<std::int64_t>(1, divide_up(num_rows, blocks));
     const std::int64_t rows = divide_up(some_rows, size.row_step) * size.row_step;
     const std::int64_t row_blocks = divide_up(num_rows, rows);
-    return {row_begin,   num_rows, row_blocks, rows, deal(parts, row_blocks, rows, num_threads, size.panels),
-            num_threads, codes};
+    const Dealing dealing = deal(parts, row_blocks, rows, threads.num_threads(), size.panels);
+    return {row_begin, num_rows, row_blocks, rows, dealing, threads.num_nodes(), threads.threads_by_turns(), codes};
   };
   Partition best = cut(size.rows);
   for (std::int64_t rows = size.rows / 2; rows >= kFewestTileRows && rows < num_rows; rows /= 2) {
@@ -141,7 +142,7 @@ Partition partition(const LinearParams& params, int dealt, std::int64_t row_begi
   return best;
 }
 
-// A group of the panels of all parts, counted through.
+// A group of the panels of all parts, counted through: node by node those of all parts, where there are several.
 struct PartGroup {
   int part;  // num_parts: there is no such group
   std::int64_t group;
@@ -149,14 +150,17 @@ struct PartGroup {
 };
 
 PartGroup find_group(const LinearParams& params, const Partition& cut, std::int64_t group) {
-  PartGroup at{0, group, 0};
-  for (; at.part < params.num_parts; ++at.part) {
-    const std::int64_t groups = cut.groups_of(packed(params, at.part));
-    if (at.group < groups) break;
-    at.group -= groups;
-    at.column += params.parts[at.part]->rows;
+  for (int node = 0; node < cut.num_nodes; ++node) {
+    std::int64_t column = 0;
+    for (int part = 0; part < params.num_parts; ++part) {
+      const std::int64_t groups = cut.groups_of(packed(params, part));
+      const std::int64_t begin = node * groups / cut.num_nodes, end = (node + 1) * groups / cut.num_nodes;
+      if (group < end - begin) return {part, begin + group, column};
+      group -= end - begin;
+      column += params.parts[part]->rows;
+    }
   }
-  return at;
+  return {params.num_parts, 0, 0};
 }
 
 void run_item(const LinearParams& params, const Partition& cut, std::int64_t item, std::byte* scratch) {
@@ -199,12 +203,11 @@ void run_rows(ThreadPool& threads, const LinearParams& params, const Partition& 
 // Few of them are quantised by the calling thread alone, in less time than others take to hear of it.
 template <typename Run>
 void run_in_turn(ThreadPool& threads, const LinearParams& params, int dealt, Run run) {
-  const int num_threads = threads.num_threads();
-  if (num_quantised(params) == 0) return run(partition(params, dealt, 0, params.x.rows, num_threads, nullptr));
+  if (num_quantised(params) == 0) return run(partition(params, dealt, 0, params.x.rows, threads, nullptr));
   const std::int64_t cols = params.x.cols;
   const int tile_rows = params.x.dtype == DType::kFloat32 ? kernels().fine_tile_rows : kernels().coarse_tile_rows;
   const bool tiled = tile_rows > 0 && params.x.rows >= tile_rows && num_quantised(params) == params.num_parts;
-  const std::int64_t at_once = quantised_rows_at_once(params.x.rows, cols, tiled, num_threads);
+  const std::int64_t at_once = quantised_rows_at_once(params.x.rows, cols, tiled, threads.num_threads());
   PAGED_CHECK(params.workspace != nullptr, "linear: products with quantised weights need a workspace");
   for (std::int64_t row = 0; row < params.x.rows; row += at_once) {
     const std::int64_t count = std::min(at_once, params.x.rows - row);
@@ -215,7 +218,7 @@ void run_in_turn(ThreadPool& threads, const LinearParams& params, int dealt, Run
                   [&](std::int64_t begin, std::int64_t end) {
                     kernels().quantise_rows(params.x, codes, row + begin * unit, row + std::min(count, end * unit));
                   });
-    run(partition(params, dealt, row, count, num_threads, &codes));
+    run(partition(params, dealt, row, count, threads, &codes));
   }
 }
 

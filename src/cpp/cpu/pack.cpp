@@ -180,21 +180,38 @@ void unload(const std::byte* data, std::int64_t num_bytes) {
 
 // Panels of a matrix that one thread packs in one go: large enough that two threads seldom wait for the same huge page.
 struct Run {
-  const WeightSource* source;
-  const cpu::PackedMatrix* matrix;
-  std::int64_t first_panel;
-  std::int64_t end_panel;
+  const WeightSource* source = nullptr;  // null: no panels
+  const cpu::PackedMatrix* matrix = nullptr;
+  std::int64_t first_panel = 0;
+  std::int64_t end_panel = 0;
 };
 
 constexpr std::int64_t kRunBytes = std::int64_t{1} << 20;
 
-void append_runs(const WeightSource& source, const cpu::PackedMatrix& matrix, std::vector<Run>& runs) {
-  const std::int64_t panels = divide_up(kRunBytes, matrix.panel_bytes);
+// Appends to the runs of each node those of the panels that its threads will read in products.
+void append_runs(const WeightSource& source, const cpu::PackedMatrix& matrix, std::vector<std::vector<Run>>& of_node) {
+  const std::int64_t num_nodes = std::ssize(of_node);
+  const std::int64_t panels =
+      std::min(divide_up(kRunBytes, matrix.panel_bytes), divide_up(matrix.num_panels, num_nodes));
   for (std::int64_t first = 0; first < matrix.num_panels; first += panels)
-    runs.push_back({&source, &matrix, first, std::min(first + panels, matrix.num_panels)});
+    of_node[static_cast<std::size_t>(first * num_nodes / matrix.num_panels)].push_back(
+        {&source, &matrix, first, std::min(first + panels, matrix.num_panels)});
+}
+
+// One list, of which each node has as much: empty runs fill theirs up.
+std::vector<Run> join(const std::vector<std::vector<Run>>& of_node) {
+  std::size_t longest = 0;
+  for (const std::vector<Run>& runs : of_node) longest = std::max(longest, runs.size());
+  std::vector<Run> all;
+  for (const std::vector<Run>& runs : of_node) {
+    all.insert(all.end(), runs.begin(), runs.end());
+    all.resize(all.size() + longest - runs.size());
+  }
+  return all;
 }
 
 void pack_run(const Run& run) {
+  if (run.source == nullptr) return;
   const WeightSource& source = *run.source;
   const std::int64_t row_bytes = source.num_bytes / source.rows;
   for (std::int64_t panel = run.first_panel; panel < run.end_panel; ++panel)
@@ -249,8 +266,9 @@ WeightMatrixPtr pack_matrix(const WeightSource& source, ThreadPool& threads) {
 std::vector<WeightMatrixPtr> pack_matrices(std::span<const WeightSource> sources, ThreadPool& threads) {
   for (const WeightSource& source : sources) cpu::checked_row_bytes(source);
   auto matrices = allocate(sources);
-  std::vector<Run> runs;
-  for (std::size_t i = 0; i < sources.size(); ++i) append_runs(sources[i], *matrices[i], runs);
+  std::vector<std::vector<Run>> of_node(static_cast<std::size_t>(threads.num_nodes()));
+  for (std::size_t i = 0; i < sources.size(); ++i) append_runs(sources[i], *matrices[i], of_node);
+  const std::vector<Run> runs = join(of_node);
   threads.parallel_for(std::ssize(runs), [&](std::int64_t i, int) { pack_run(runs[static_cast<std::size_t>(i)]); });
   // A page that is read brings those around it with it, which a run may have let go before.
   for (const WeightSource& source : sources)

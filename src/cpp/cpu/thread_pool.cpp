@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cpu/thread_pool.h"
 
+#include <algorithm>
 #include <chrono>
 #include <new>
 #include <utility>
@@ -40,7 +41,10 @@ bool spin_until(Condition done) {
 
 void ThreadPool::AlignedDelete::operator()(std::byte* data) const { ::operator delete[](data, kAlignment); }
 
-ThreadPool::ThreadPool(int num_threads) {
+ThreadPool::ThreadPool(int num_threads, NumaNodes nodes)
+    : num_threads_(num_threads),
+      nodes_(std::move(nodes)),
+      parts_(static_cast<std::size_t>(std::clamp(num_threads, 1, nodes_.size()))) {
   PAGED_CHECK(num_threads >= 1 && num_threads <= 1024, "num_threads must be between 1 and 1024, got ", num_threads);
   const std::size_t bytes = static_cast<std::size_t>(num_threads) * kScratchBytes;
   scratch_.reset(static_cast<std::byte*>(::operator new[](bytes, kAlignment)));
@@ -76,9 +80,13 @@ void ThreadPool::run(std::int64_t num_items, ItemFunction function, void* contex
   }
   function_ = function;
   context_ = context;
-  num_items_ = num_items;
   error_ = nullptr;
-  cursor_.store(0, std::memory_order_relaxed);
+  const auto num_parts = static_cast<std::int64_t>(parts_.size());
+  for (std::int64_t i = 0; i < num_parts; ++i) {
+    Part& part = parts_[static_cast<std::size_t>(i)];
+    part.next.store(i * num_items / num_parts, std::memory_order_relaxed);
+    part.end = (i + 1) * num_items / num_parts;
+  }
   entries_.store(0, std::memory_order_release);
   generation_.fetch_add(1, std::memory_order_release);
   generation_.notify_all();
@@ -87,12 +95,22 @@ void ThreadPool::run(std::int64_t num_items, ItemFunction function, void* contex
   if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
 }
 
+// The caller's is where it happens to run: it may be any thread of the program.
+int ThreadPool::node_of(int thread) const {
+  if (num_nodes() == 1) return 0;
+  return thread > 0 ? thread * num_nodes() / num_threads() : nodes_.node_of_caller() % num_nodes();
+}
+
 void ThreadPool::run_items(int thread) {
+  const auto own = static_cast<std::size_t>(node_of(thread));
   try {
-    for (std::int64_t item; (item = cursor_.fetch_add(1, std::memory_order_relaxed)) < num_items_;)
-      function_(context_, item, thread);
+    for (std::size_t i = 0; i < parts_.size(); ++i) {
+      Part& part = parts_[(own + i) % parts_.size()];
+      for (std::int64_t item; (item = part.next.fetch_add(1, std::memory_order_relaxed)) < part.end;)
+        function_(context_, item, thread);
+    }
   } catch (...) {
-    cursor_.store(num_items_, std::memory_order_relaxed);
+    for (Part& part : parts_) part.next.store(part.end, std::memory_order_relaxed);
     const std::lock_guard lock(error_mutex_);
     if (!error_) error_ = std::current_exception();
   }
@@ -114,6 +132,7 @@ std::uint32_t ThreadPool::wait_for_job(std::uint32_t seen) const {
 }
 
 void ThreadPool::worker_loop(int thread) {
+  if (num_nodes() > 1) nodes_.bind_thread(node_of(thread));
   std::uint32_t seen = 0;
   while (true) {
     seen = wait_for_job(seen);

@@ -5,6 +5,10 @@
 // the workers: they belong to the host program. One job at a time; callers on several threads queue. Not to be called
 // from a body. Cost: about a microsecond a job while the workers spin, a futex wake when they sleep, nothing for a
 // single item.
+//
+// On a machine with several nodes of memory each worker keeps to one of them, as many to each, and the items of a job
+// lie in as many even parts: a thread takes those of its own node first, then the others'. So what the items of one job
+// write first is near when the like-numbered ones of another read it.
 #pragma once
 
 #include <atomic>
@@ -17,6 +21,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "cpu/numa_nodes.h"
+
 namespace paged {
 
 class ThreadPool {
@@ -24,12 +30,16 @@ class ThreadPool {
   static constexpr std::size_t kScratchBytes = 512 * 1024;
 
   // Throws std::invalid_argument unless 1 <= num_threads <= 1024.
-  explicit ThreadPool(int num_threads);
+  explicit ThreadPool(int num_threads, NumaNodes nodes = NumaNodes::of_machine());
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
-  int num_threads() const { return static_cast<int>(workers_.size()) + 1; }
+  int num_threads() const { return num_threads_; }
+  // Of memory, that have threads.
+  int num_nodes() const { return static_cast<int>(parts_.size()); }
+  // How many threads take neighbouring items by turns: those of one node.
+  int threads_by_turns() const { return (num_threads() + num_nodes() - 1) / num_nodes(); }
 
   // kScratchBytes for the thread (0 is the caller), 64-byte aligned; a body's own until it returns.
   std::byte* scratch(int thread) const { return scratch_.get() + static_cast<std::size_t>(thread) * kScratchBytes; }
@@ -53,6 +63,13 @@ class ThreadPool {
     void operator()(std::byte* data) const;
   };
 
+  // Items of a job for the threads of one node: [next, end).
+  struct alignas(64) Part {
+    std::atomic<std::int64_t> next{0};
+    std::int64_t end = 0;
+  };
+
+  int node_of(int thread) const;
   void run(std::int64_t num_items, ItemFunction function, void* context);
   void run_items(int thread);
   void worker_loop(int thread);
@@ -65,13 +82,14 @@ class ThreadPool {
   // inside, the job's fields belong to the caller.
   static constexpr std::uint32_t kClosed = 1u << 31;
 
+  const int num_threads_;
+  const NumaNodes nodes_;
+  std::vector<Part> parts_;
   std::mutex caller_mutex_;
   ItemFunction function_ = nullptr;
   void* context_ = nullptr;
-  std::int64_t num_items_ = 0;
   std::exception_ptr error_;
   std::mutex error_mutex_;
-  alignas(64) std::atomic<std::int64_t> cursor_{0};
   alignas(64) std::atomic<std::uint32_t> entries_{kClosed};
   alignas(64) std::atomic<std::uint32_t> generation_{0};
   std::atomic<bool> stopping_{false};
