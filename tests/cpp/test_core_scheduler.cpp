@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -59,6 +60,15 @@ TEST(refuses_configs_that_cannot_run) {
   config = small_config();
   config.num_blocks = -3;
   CHECK_THROWS(Scheduler{config}, std::invalid_argument, "num_blocks must be at least 1, got -3");
+}
+
+TEST(what_is_allowed_beyond_the_pool_costs_no_memory) {
+  SchedulerConfig config = small_config();
+  config.max_num_batched_tokens = config.max_num_sequences = std::numeric_limits<std::int32_t>::max();
+  Simulation simulation(config);
+  for (SequenceId id = 1; id <= 8; ++id) simulation.add(spec(id, 9 + static_cast<std::int32_t>(id), 30));
+  simulation.run();
+  CHECK_EQ(simulation.finished.size(), 8u);
 }
 
 TEST(steps_out_of_turn_are_bugs) {

@@ -26,6 +26,7 @@ namespace paged {
 namespace {
 
 using Int64Array = py::array_t<std::int64_t, py::array::c_style | py::array::forcecast>;
+using BoolArray = py::array_t<bool, py::array::c_style | py::array::forcecast>;
 using Seconds = std::chrono::duration<double>;
 using Milliseconds = std::chrono::milliseconds;
 
@@ -204,10 +205,10 @@ void bind_engine(py::module_& module) {
   bind_guide(module);
   bind_metrics(module);
   py::class_<TokenTable, std::shared_ptr<TokenTable>>(module, "TokenTable", "The bytes each token stands for.")
-      .def(py::init([](const py::bytes& bytes, const Int64Array& offsets, const py::array_t<bool>& is_special) {
+      .def(py::init([](const py::bytes& bytes, const Int64Array& offsets, const BoolArray& is_special) {
              return std::make_shared<TokenTable>(
                  std::string(bytes), std::vector<std::int64_t>(offsets.data(), offsets.data() + offsets.size()),
-                 is_special.cast<std::vector<bool>>());
+                 std::vector<bool>(is_special.data(), is_special.data() + is_special.size()));
            }),
            py::arg("bytes"), py::arg("offsets"), py::arg("is_special"));
   py::class_<SchedulerConfig>(module, "SchedulerConfig")

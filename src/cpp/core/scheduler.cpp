@@ -2,6 +2,7 @@
 #include "core/scheduler.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "base/check.h"
@@ -11,6 +12,8 @@
 namespace paged {
 namespace {
 
+std::int64_t num_slots(const SchedulerConfig& config) { return std::int64_t{config.num_blocks} * config.block_size; }
+
 SchedulerConfig checked(SchedulerConfig config) {
   PAGED_CHECK(config.max_num_sequences > 0, "max_num_sequences must be at least 1, got ", config.max_num_sequences);
   PAGED_CHECK(config.max_num_batched_tokens > 0, "max_num_batched_tokens must be at least 1, got ",
@@ -19,14 +22,17 @@ SchedulerConfig checked(SchedulerConfig config) {
   PAGED_CHECK(config.max_wait_steps >= 0, "max_wait_steps must be at least 0, got ", config.max_wait_steps);
   PAGED_CHECK(config.max_steps_in_flight > 0, "max_steps_in_flight must be at least 1, got ",
               config.max_steps_in_flight);
+  // Each token of a step has a slot, so what a caller allows beyond them costs no memory.
+  const auto most = static_cast<std::int32_t>(
+      std::clamp<std::int64_t>(num_slots(config), 1, std::numeric_limits<std::int32_t>::max()));
+  config.max_num_batched_tokens = std::min(config.max_num_batched_tokens, most);
   config.max_num_sequences = std::min(config.max_num_sequences, config.max_num_batched_tokens);
   if (config.policy == nullptr) config.policy = std::make_shared<HazardPolicy>();
   return config;
 }
 
 std::int32_t longest_sequence(const SchedulerConfig& config) {
-  const std::int64_t capacity = std::int64_t{config.num_blocks} * config.block_size;
-  return static_cast<std::int32_t>(std::min<std::int64_t>(config.max_model_len, capacity));
+  return static_cast<std::int32_t>(std::min<std::int64_t>(config.max_model_len, num_slots(config)));
 }
 
 // A step's tokens begin at most one more block than they fill for each sequence; the longest sequence may have to copy
