@@ -64,7 +64,9 @@ class LLM:
             same bytes. See docs/memory.md for what it costs.
         device: "cpu"; "cuda" or "hip", with ":<index>" for another than the first GPU, in a build with that backend; or
             "torch" / "torch:<device>" to run the same program with torch on any of its devices.
-        num_threads: threads of the CPU backend; None: the physical cores this process may use.
+        num_threads: threads of the CPU backend; None: the physical cores this process may use. On a machine with
+            several nodes of memory (NUMA) each keeps to one, as many to each, of those that the process's affinity
+            allows (`taskset`, `os.sched_setaffinity`).
         kv_cache_bytes: size of the KV pool; None: what can be used, at most a quarter of the free memory and 4 GiB,
             or on a GPU `gpu_memory_utilization` of what is free when the weights are there.
         gpu_memory_utilization: share of the GPU's free memory for the KV pool, in (0, 1], if kv_cache_bytes is None.

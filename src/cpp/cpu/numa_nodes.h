@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The nodes of memory of a machine: processors reach that of their own node sooner, and all nodes together give more
-// than one. A page belongs to the node on which it is written first.
+// The nodes of memory of a machine (NUMA): processors reach that of their own node sooner, and all nodes together give
+// more than one. A page belongs to the node on which it is written first.
 #pragma once
 
 #include <string>
