@@ -68,7 +68,8 @@ template <typename Body>
 void parallel_keys(ThreadPool& threads, const MatrixView& k, const std::int32_t* slots, std::int64_t other_bytes,
                    Body body) {
   constexpr std::int64_t kKeysOfLine = 16, kLine = 64;
-  const bool together = k.rows > 1 && slots[1] == slots[0] + 1;
+  const auto neighbours = [&](std::int64_t row) { return slots[row + 1] == slots[row] + 1; };
+  const bool together = k.rows > 1 && (neighbours(0) || neighbours(k.rows - 2));  // a prompt comes first or last
   const std::int64_t key_bytes = together ? 4 * row_bytes(k) : k.cols * kLine;
   parallel_rows(threads, k.rows, other_bytes + key_bytes, body, together ? kKeysOfLine : 1);
 }
