@@ -16,8 +16,7 @@
 namespace paged::cpu {
 namespace {
 
-// Items of as many panels as suit: four for each thread where there is that much work, so that the last one to finish
-// is not long alone, or so many more or fewer that all threads have as many.
+// How panels are dealt out in items, and what that costs.
 struct Dealing {
   std::int64_t panels_per_group;  // at most
   std::int64_t load;              // rows times panels of the busiest thread
@@ -100,6 +99,8 @@ LinearTileSize tile_size(const LinearParams& params, const QuantisedRows* codes)
   return bfloat16 ? kernels().bfloat16_tile : kernels().linear_tile;
 }
 
+// Four items for each thread where there is that much work, so that the last one to finish is not long alone, or so
+// many more or fewer that all threads have as many.
 Dealing deal(std::span<const WeightMatrix* const> parts, std::int64_t row_blocks, std::int64_t rows_per_block,
              int num_threads, int most) {
   std::int64_t panels = 0;
@@ -154,7 +155,8 @@ PartGroup find_group(const LinearParams& params, const Partition& cut, std::int6
     std::int64_t column = 0;
     for (int part = 0; part < params.num_parts; ++part) {
       const std::int64_t groups = cut.groups_of(packed(params, part));
-      const std::int64_t begin = node * groups / cut.num_nodes, end = (node + 1) * groups / cut.num_nodes;
+      const std::int64_t begin = begin_of_part(groups, node, cut.num_nodes);
+      const std::int64_t end = begin_of_part(groups, node + 1, cut.num_nodes);
       if (group < end - begin) return {part, begin + group, column};
       group -= end - begin;
       column += params.parts[part]->rows;

@@ -9,6 +9,7 @@
 #include <fstream>
 #include <map>
 #include <string_view>
+#include <utility>
 
 namespace paged {
 namespace {
@@ -48,29 +49,36 @@ std::vector<int> parse_list(std::string_view text) {
   return numbers;
 }
 
+// By the numbers of nodes.
+std::map<int, std::vector<int>> read_processors(const std::string& folder) {
+  namespace fs = std::filesystem;
+  std::map<int, std::vector<int>> found;
+  std::error_code error;
+  for (fs::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) {
+    const std::string name = entry->path().filename();
+    int number;
+    if (!name.starts_with("node") ||
+        std::from_chars(name.data() + 4, name.data() + name.size(), number).ec != std::errc{})
+      continue;
+    std::string list;
+    std::getline(std::ifstream(entry->path() / "cpulist"), list);
+    found[number] = parse_list(list);
+  }
+  return found;
+}
+
 }  // namespace
 
 NumaNodes NumaNodes::of_machine() { return NumaNodes("/sys/devices/system/node"); }
 
 NumaNodes::NumaNodes(const std::string& folder) {
-  namespace fs = std::filesystem;
   ProcessorSet allowed;
-  std::map<int, std::vector<int>> found;
   if (sched_getaffinity(0, ProcessorSet::kBytes, allowed.words) == 0) {
-    std::error_code error;
-    for (fs::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) {
-      const std::string name = entry->path().filename();
-      int number;
-      if (!name.starts_with("node") ||
-          std::from_chars(name.data() + 4, name.data() + name.size(), number).ec != std::errc{})
-        continue;
-      std::string list;
-      std::getline(std::ifstream(entry->path() / "cpulist"), list);
-      for (const int processor : parse_list(list))
-        if (allowed.has(processor)) found[number].push_back(processor);
+    for (auto& [number, processors] : read_processors(folder)) {
+      std::erase_if(processors, [&](int processor) { return !allowed.has(processor); });
+      if (!processors.empty()) processors_.push_back(std::move(processors));
     }
   }
-  for (auto& [number, processors] : found) processors_.push_back(std::move(processors));
   if (processors_.empty()) processors_.emplace_back();
 }
 

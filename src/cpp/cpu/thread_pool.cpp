@@ -8,6 +8,7 @@
 
 #include "base/blocked_signals.h"
 #include "base/check.h"
+#include "base/divide_up.h"
 
 namespace paged {
 namespace {
@@ -84,8 +85,8 @@ void ThreadPool::run(std::int64_t num_items, ItemFunction function, void* contex
   const auto num_parts = static_cast<std::int64_t>(parts_.size());
   for (std::int64_t i = 0; i < num_parts; ++i) {
     Part& part = parts_[static_cast<std::size_t>(i)];
-    part.next.store(i * num_items / num_parts, std::memory_order_relaxed);
-    part.end = (i + 1) * num_items / num_parts;
+    part.next.store(begin_of_part(num_items, i, num_parts), std::memory_order_relaxed);
+    part.end = begin_of_part(num_items, i + 1, num_parts);
   }
   entries_.store(0, std::memory_order_release);
   generation_.fetch_add(1, std::memory_order_release);

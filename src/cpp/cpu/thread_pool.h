@@ -21,6 +21,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "base/divide_up.h"
 #include "cpu/numa_nodes.h"
 
 namespace paged {
@@ -39,7 +40,7 @@ class ThreadPool {
   // Of memory, that have threads.
   int num_nodes() const { return static_cast<int>(parts_.size()); }
   // How many threads take neighbouring items by turns: those of one node.
-  int threads_by_turns() const { return (num_threads() + num_nodes() - 1) / num_nodes(); }
+  int threads_by_turns() const { return divide_up(num_threads(), num_nodes()); }
 
   // kScratchBytes for the thread (0 is the caller), 64-byte aligned; a body's own until it returns.
   std::byte* scratch(int thread) const { return scratch_.get() + static_cast<std::size_t>(thread) * kScratchBytes; }
